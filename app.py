@@ -1,0 +1,265 @@
+"""Record SignalWire calls: save the audio that a <Stream> sends as WAV files.
+
+SignalWire's <Stream> verb copies the audio of a running call to a WebSocket as JSON
+messages: `start` names the call, each `media` carries a chunk of one track's audio,
+`stop` ends the stream. One WebSocket is one stream of one call.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import pywav
+import websockets
+
+TRACKS = ("inbound", "outbound")
+
+# Encoding, in lower case: WAV format code, bytes per sample.
+ENCODINGS = {
+    "audio/x-mulaw": (7, 1),
+    "audio/x-alaw": (6, 1),
+    "audio/x-l16": (1, 2),
+}
+SAMPLE_RATES = range(8000, 48001)  # Hz
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # to stop
+
+log = logging.getLogger("app")
+saved = itertools.count()  # next() is atomic among the threads that save, += is not
+
+
+class Refused(Exception):
+    """A stream is not recorded. Holds the close code, the reason, and what came."""
+
+
+@dataclasses.dataclass
+class Track:
+    """One track of a stream: how its audio is encoded, and its chunks."""
+
+    code: int
+    width: int
+    sample_rate: int
+    chunks: list[bytes] = dataclasses.field(default_factory=list)
+
+    def milliseconds(self, length):
+        """Return how long `length` bytes play."""
+        return length * 1000 // (self.sample_rate * self.width)
+
+    def write(self, directory, name):
+        """Write the track to a new file in the folder `directory`, and return its path.
+
+        It is `name`.wav or, where that exists, `name`-2.wav and so on. It appears there
+        whole; OSError is raised, and nothing left behind, if it cannot be written.
+        """
+        audio = b"".join(self.chunks)
+        for number in itertools.count(1):
+            path = directory / (f"{name}-{number}.wav" if number > 1 else f"{name}.wav")
+            part = path.with_suffix(".wav.part")
+            try:
+                part.touch(
+                    exist_ok=False
+                )  # claims the name: only one can hold the part
+            except FileExistsError:
+                continue
+            with contextlib.ExitStack() as cleanup:
+                cleanup.callback(part.unlink)
+                if os.path.lexists(path):
+                    continue
+                wav = pywav.WavWrite(
+                    part, 1, self.sample_rate, 8 * self.width, self.code
+                )
+                with contextlib.closing(wav):
+                    wav.write(audio)
+                with open(part, "rb+") as file:
+                    os.fsync(file.fileno())  # a name in place of a lost call is no use
+                part.rename(path)
+                cleanup.pop_all()
+                return path
+
+
+def parse_start(start):
+    """Return callSid, encoding and sample rate of `start`, the object in that message.
+
+    Raises Refused if the callSid is not fit for a file's name, or if a WAV file of the
+    audio would have the wrong header.
+    """
+    call_sid = start.get("callSid") if isinstance(start, dict) else None
+    if not isinstance(call_sid, str) or not re.fullmatch(
+        r"[A-Za-z0-9_-]{1,64}", call_sid
+    ):
+        reason = "callSid must be 1 to 64 letters, digits, - or _"
+        raise Refused(websockets.CloseCode.POLICY_VIOLATION, reason, call_sid)
+    match media_format := start.get("mediaFormat"):
+        case None:
+            return call_sid, "audio/x-mulaw", 8000
+        case {"encoding": str(encoding), "sampleRate": int(sample_rate)}:
+            known = encoding.lower() in ENCODINGS and sample_rate in SAMPLE_RATES
+            if known and media_format.get("channels", 1) == 1:
+                return call_sid, encoding.lower(), sample_rate
+    reason = f"mediaFormat must be {', '.join(ENCODINGS)}, 8000 to 48000 Hz, 1 channel"
+    raise Refused(websockets.CloseCode.UNSUPPORTED_DATA, reason, media_format)
+
+
+def save(call_sid, tracks, directory):
+    """Write the `tracks` with audio to `directory`, or else to the temporary folder."""
+    for track_name, track in tracks.items():
+        if not track.chunks:
+            continue
+        name = f"{track_name.capitalize()}-{call_sid}"
+        seconds = track.milliseconds(sum(map(len, track.chunks))) / 1000
+        for folder in (lambda: directory, lambda: Path(tempfile.gettempdir())):
+            try:
+                path = track.write(folder(), name)
+            except OSError as error:
+                log.error("Could not save %s.wav: %s", name, error)
+            else:
+                next(saved)
+                log.info("Saved %s, %.1f s", path, seconds)
+                break
+        else:
+            log.error("Call %s has lost %.1f s: %s.wav", call_sid, seconds, name)
+
+
+async def record(websocket, directory, wanted):
+    """Record the stream on `websocket`: start, media, stop, save.
+
+    However it ends, what came of the tracks in `wanted` is saved to `directory`.
+    """
+    call_sid, tracks, skipped = "(not started)", {}, 0
+
+    async def save_tracks():
+        # In a thread, so that other calls go on. Shielded, so that it is run even if
+        # the server, about to end, gives up waiting for this handler.
+        run = asyncio.get_running_loop().run_in_executor
+        await asyncio.shield(run(None, save, call_sid, tracks, directory))
+
+    try:
+        async for message in websocket:
+            try:
+                match data := json.loads(message):
+                    case {
+                        "event": "media",
+                        "media": {"payload": str(payload)} as media,
+                    }:
+                        name = media.get("track")
+                        if not tracks or name not in TRACKS:
+                            raise ValueError("media before start, or of no known track")
+                        chunk = base64.b64decode(payload, validate=True)
+                        if chunk and name in tracks:
+                            tracks[name].chunks.append(chunk)
+                    case {"event": "media"}:
+                        raise ValueError("media without a payload")
+                    case {"event": "start"}:
+                        if tracks:
+                            await save_tracks()
+                        tracks, start = {}, data.get("start")
+                        call_sid, encoding, sample_rate = parse_start(start)
+                        row = ENCODINGS[encoding]
+                        tracks = {name: Track(*row, sample_rate) for name in wanted}
+                        about = call_sid, start.get("tracks"), encoding, sample_rate
+                        log.info(
+                            "Call %s: stream of %.40r started, %s at %d Hz", *about
+                        )
+                    case {"event": "stop"}:
+                        break
+                    case {"event": str()}:
+                        pass
+                    case _:
+                        raise ValueError("not an object with an event")
+            except (ValueError, RecursionError) as error:
+                skipped += 1
+                if skipped == 1:
+                    log.warning("Call %s: skipped a message: %s", call_sid, error)
+    except websockets.ConnectionClosedError as error:
+        log.warning("Call %s: the line dropped: %.200r", call_sid, str(error))
+    except Refused as refused:
+        code, reason, came = refused.args
+        log.warning("Refused a stream: %s; it is %.200r", reason, came)
+        await websocket.close(code, reason)
+    finally:
+        if skipped:
+            log.warning("Call %s: skipped %d messages in all", call_sid, skipped)
+        if tracks:
+            await save_tracks()
+
+
+def addresses(host):
+    """Return those addresses of `host` that this machine has, or else `host` itself.
+
+    Where there is no IPv6, localhost may still stand for ::1, and asyncio gives up.
+    """
+    found = []
+    for family, *_, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
+            probe.bind(address)
+            found.append(address[0])
+    return found or host
+
+
+async def serve(args):
+    """Record streams until SIGINT (Ctrl-C) or SIGTERM, then save those in progress."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for signum in SIGNALS:  # not loop.add_signal_handler, which Windows does not have
+        signal.signal(signum, lambda *_: loop.call_soon_threadsafe(stop.set))
+    wanted = TRACKS if args.tracks == "both" else (args.tracks,)
+    try:
+        server = await websockets.serve(
+            functools.partial(record, directory=args.directory, wanted=wanted),
+            addresses(args.host),
+            args.port,
+            compression=None,
+            max_size=2**16,  # bytes
+            open_timeout=5,  # s
+            close_timeout=2,  # s
+        )
+    except (OSError, OverflowError, UnicodeError) as error:
+        sys.exit(f"Cannot listen on {args.host}, --port {args.port}: {error}")
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    port = server.sockets[0].getsockname()[1]
+    log.info("Listening on ws://%s:%d", host, port)
+    await stop.wait()
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)  # impatience must not cost a call
+    server.close()
+    # asyncio.run() cancels those who are not gone by then, which saves them as well.
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(server.wait_closed(), 3)
+
+
+def main():
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description="Record SignalWire calls to WAV files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add, choices = parser.add_argument, [*TRACKS, "both"]
+    add("--host", default="localhost", help="address to listen on")
+    add("--port", default=5000, type=int, help="port to listen on")
+    add("--directory", default=".", type=Path, help="folder for the recordings")
+    add("--tracks", default="both", choices=choices, help="what to save of a stream")
+    args = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    log.setLevel(logging.INFO)
+    try:
+        tempfile.TemporaryFile(dir=args.directory).close()
+    except OSError as error:
+        sys.exit(f"Cannot write to --directory {args.directory}: {error.strerror}")
+    asyncio.run(serve(args))
+    log.info("Stopped, saved %d recordings", next(saved))
+
+
+if __name__ == "__main__":
+    main()
