@@ -11,6 +11,7 @@ import base64
 import contextlib
 import dataclasses
 import functools
+import hmac
 import itertools
 import json
 import logging
@@ -196,6 +197,14 @@ async def record(websocket, directory, wanted):
             await save_tracks()
 
 
+def authorize(connection, request, token):
+    """Answer a handshake that does not carry exactly this bearer token with 401."""
+    given = ", ".join(request.headers.get_all("Authorization"))
+    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        log.warning("Refused a connection: no or not the right bearer token")
+        return connection.respond(401, "A bearer token is needed\n")
+
+
 def addresses(host):
     """Return those addresses of `host` that this machine has, or else `host` itself.
 
@@ -209,17 +218,19 @@ def addresses(host):
     return found or host
 
 
-async def serve(args):
+async def serve(args, token):
     """Record streams until SIGINT (Ctrl-C) or SIGTERM, then save those in progress."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for signum in SIGNALS:  # not loop.add_signal_handler, which Windows does not have
         signal.signal(signum, lambda *_: loop.call_soon_threadsafe(stop.set))
     wanted = TRACKS if args.tracks == "both" else (args.tracks,)
+    check = functools.partial(authorize, token=token) if token else None
     try:
         server = await websockets.serve(
             functools.partial(record, directory=args.directory, wanted=wanted),
             addresses(args.host),
             args.port,
+            process_request=check,
             compression=None,
             max_size=2**16,  # bytes
             open_timeout=5,  # s
@@ -229,7 +240,10 @@ async def serve(args):
         sys.exit(f"Cannot listen on {args.host}, --port {args.port}: {error}")
     host = f"[{args.host}]" if ":" in args.host else args.host
     port = server.sockets[0].getsockname()[1]
-    log.info("Listening on ws://%s:%d", host, port)
+    access = (
+        "with the token" if token else "for anybody, as AUTH_BEARER_TOKEN is not set"
+    )
+    log.info("Listening on ws://%s:%d %s", host, port, access)
     await stop.wait()
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)  # impatience must not cost a call
@@ -243,6 +257,7 @@ def main():
     """Run the command line."""
     parser = argparse.ArgumentParser(
         description="Record SignalWire calls to WAV files.",
+        epilog="If AUTH_BEARER_TOKEN is set in the environment, streams need it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add, choices = parser.add_argument, [*TRACKS, "both"]
@@ -257,7 +272,7 @@ def main():
         tempfile.TemporaryFile(dir=args.directory).close()
     except OSError as error:
         sys.exit(f"Cannot write to --directory {args.directory}: {error.strerror}")
-    asyncio.run(serve(args))
+    asyncio.run(serve(args, os.environ.get("AUTH_BEARER_TOKEN")))
     log.info("Stopped, saved %d recordings", next(saved))
 
 
