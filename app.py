@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pywav
@@ -28,13 +29,19 @@ import websockets
 
 TRACKS = ("inbound", "outbound")
 
-# Encoding, in lower case: WAV format code, bytes per sample.
+# Encoding, in lower case: WAV format code, bytes per sample, a sample of silence.
 ENCODINGS = {
-    "audio/x-mulaw": (7, 1),
-    "audio/x-alaw": (6, 1),
-    "audio/x-l16": (1, 2),
+    "audio/x-mulaw": (7, 1, b"\xff"),
+    "audio/x-alaw": (6, 1, b"\xd5"),
+    "audio/x-l16": (1, 2, b"\0\0"),
 }
 SAMPLE_RATES = range(8000, 48001)  # Hz
+
+# A hole of HOLE ms or more is filled with silence; less is jitter. A chunk may come
+# EARLY ms before its time, and 1 ms more in DRIFT, as no two clocks agree.
+HOLE = 200
+EARLY = 150
+DRIFT = 5000
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # to stop
 
@@ -52,12 +59,37 @@ class Track:
 
     code: int
     width: int
+    silence: bytes
     sample_rate: int
     chunks: list[bytes] = dataclasses.field(default_factory=list)
+    received: int = 0  # bytes of audio
+    filled: int = 0  # bytes of silence between them
+    offset: int = 0  # ms that the timestamps were ahead of our clock at the first chunk
+    ahead: int = 0  # ms that the audio has been ahead of our clock at most
 
     def milliseconds(self, length):
         """Return how long `length` bytes play."""
         return length * 1000 // (self.sample_rate * self.width)
+
+    def append(self, payload, timestamp, elapsed):
+        """Append the bytes `payload`, after silence for what is missing before them.
+
+        `timestamp` is where they belong, `elapsed` when they came, both in ms since the
+        stream's start. A timestamp is a stranger's word: silence is only added for time
+        that has passed on our own clock as well.
+        """
+        if not self.chunks and timestamp > elapsed + EARLY:
+            self.offset = timestamp - elapsed
+        timestamp -= self.offset
+        hole = timestamp - self.milliseconds(self.received + self.filled)
+        passed = elapsed + elapsed // DRIFT + EARLY + self.ahead
+        if hole >= HOLE and timestamp <= passed:
+            silence = self.silence * (hole * self.sample_rate // 1000)
+            self.chunks.append(silence)
+            self.filled += len(silence)
+        self.chunks.append(payload)
+        self.received += len(payload)
+        self.ahead = max(self.ahead, self.milliseconds(self.received) - elapsed)
 
     def write(self, directory, name):
         """Write the track to a new file in the folder `directory`, and return its path.
@@ -120,7 +152,7 @@ def save(call_sid, tracks, directory):
         if not track.chunks:
             continue
         name = f"{track_name.capitalize()}-{call_sid}"
-        seconds = track.milliseconds(sum(map(len, track.chunks))) / 1000
+        seconds = track.milliseconds(track.received + track.filled) / 1000
         for folder in (lambda: directory, lambda: Path(tempfile.gettempdir())):
             try:
                 path = track.write(folder(), name)
@@ -139,7 +171,8 @@ async def record(websocket, directory, wanted):
 
     However it ends, what came of the tracks in `wanted` is saved to `directory`.
     """
-    call_sid, tracks, skipped = "(not started)", {}, 0
+    call_sid, tracks, began = "(not started)", {}, 0
+    skipped = 0
 
     async def save_tracks():
         # In a thread, so that other calls go on. Shielded, so that it is run even if
@@ -149,24 +182,29 @@ async def record(websocket, directory, wanted):
 
     try:
         async for message in websocket:
+            now = time.monotonic()
             try:
                 match data := json.loads(message):
                     case {
                         "event": "media",
                         "media": {"payload": str(payload)} as media,
                     }:
-                        name = media.get("track")
+                        name, stamp = media.get("track"), str(media.get("timestamp"))
                         if not tracks or name not in TRACKS:
                             raise ValueError("media before start, or of no known track")
                         chunk = base64.b64decode(payload, validate=True)
                         if chunk and name in tracks:
-                            tracks[name].chunks.append(chunk)
+                            sane = stamp.isdecimal() and len(stamp) < 20
+                            elapsed = int((now - began) * 1000)
+                            tracks[name].append(
+                                chunk, int(stamp) if sane else 0, elapsed
+                            )
                     case {"event": "media"}:
                         raise ValueError("media without a payload")
                     case {"event": "start"}:
                         if tracks:
                             await save_tracks()
-                        tracks, start = {}, data.get("start")
+                        tracks, began, start = {}, now, data.get("start")
                         call_sid, encoding, sample_rate = parse_start(start)
                         row = ENCODINGS[encoding]
                         tracks = {name: Track(*row, sample_rate) for name in wanted}

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import base64
 import json
+import random
 import sys
 import uuid
 from pathlib import Path
@@ -12,6 +13,7 @@ import pywav
 import websockets
 
 HERE = Path(__file__).parent
+TRACKS = ("inbound", "outbound")
 MULAW_WAV = (7, 1, 8000)  # format code, channels, sample rate
 MULAW = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
 CHUNK = 20  # ms of audio in a message
@@ -52,31 +54,35 @@ def stop(sequence_number=3):
     return json.dumps({"event": "stop", "sequenceNumber": str(sequence_number)})
 
 
-def call(call_sid, audio, media_format=MULAW):
+def call(call_sid, audio, media_format=MULAW, loss=0.0, seed=None, pause=None):
     """Yield the messages of a call, each with its time in ms since the call's start.
 
-    `audio` maps the names of the tracks to their bytes.
+    `audio` maps the names of the tracks to their bytes. Of the chunks, the fraction
+    `loss` is not sent, chosen by `seed`. `pause` is a track, a place in its audio in s,
+    and how many s nothing is sent there; what follows comes that much later.
     """
-    bytes_per_ms = (
-        media_format["sampleRate"]
-        * SAMPLE_WIDTHS[media_format["encoding"].lower()]
-        // 1000
-    )
-    size = CHUNK * bytes_per_ms
-    chunks = [
-        (number * CHUNK, number + 1, track, data[number * size : (number + 1) * size])
-        for track, data in audio.items()
-        for number in range(-(-len(data) // size))
-    ]
+    pause_track, pause_at, pause_length = pause or (None, 0, 0)
+    rng = random.Random(seed)
+    width = SAMPLE_WIDTHS[media_format["encoding"].lower()]
+    size = media_format["sampleRate"] * width * CHUNK // 1000
+    chunks = []
+    end = 0
+    for track, data in audio.items():
+        for number, place in enumerate(range(0, len(data), size)):
+            timestamp = number * CHUNK
+            if track == pause_track and timestamp >= pause_at * 1000:
+                timestamp += int(pause_length * 1000)
+            end = max(end, timestamp + CHUNK)
+            if rng.random() >= loss:
+                chunks.append(
+                    (timestamp, track, number + 1, data[place : place + size])
+                )
+    chunks.sort(key=lambda chunk: chunk[0])
     yield 0, connected()
     yield 0, start(call_sid, audio, media_format)
-    sequence_number = 1
-    for sequence_number, (timestamp, chunk, track, payload) in enumerate(
-        sorted(chunks, key=lambda chunk: chunk[0]), 2
-    ):
-        yield timestamp, media(track, payload, timestamp, chunk, sequence_number)
-    longest = max(map(len, audio.values()), default=0) // bytes_per_ms
-    yield longest, stop(sequence_number + 1)
+    for sequence_number, (timestamp, track, number, payload) in enumerate(chunks, 2):
+        yield timestamp, media(track, payload, timestamp, number, sequence_number)
+    yield end, stop(len(chunks) + 2)
 
 
 async def play(url, messages, fast=False, token=None):
@@ -112,13 +118,24 @@ def read_mulaw(path):
     return wav.getdata()
 
 
+def parse_pause(text):
+    """Return the track, the place and the length in s of a pause, for argparse."""
+    track, at, length = text.split(":")
+    if track not in TRACKS:
+        raise ValueError(f"{track} is not a track")
+    return track, float(at), float(length)
+
+
 async def simulate(args, audio):
     """Play the calls that `args` asks for and return their callSids.
 
     Raises OSError or websockets.WebSocketException if the server does not take them.
     """
     call_sids = [str(uuid.uuid4()) for _ in range(args.calls)]
-    calls = (call(call_sid, audio) for call_sid in call_sids)
+    calls = (
+        call(call_sid, audio, MULAW, args.loss, args.seed, args.pause)
+        for call_sid in call_sids
+    )
     await asyncio.gather(*(play(args.url, c, args.fast, args.token) for c in calls))
     return call_sids
 
@@ -132,15 +149,21 @@ def main():
     add("url", nargs="?", default="ws://localhost:5000", help="where the recorder is")
     add("--inbound", default=HERE / "inbound.wav", help="mu-law WAV file to stream")
     add("--outbound", default=HERE / "outbound.wav", help="mu-law WAV file to stream")
-    choices = ["inbound", "outbound", "both"]
+    choices = [*TRACKS, "both"]
     add("--tracks", default="both", choices=choices, help="which of them to stream")
     add("--token", help="token for the Authorization header")
     add("--calls", default=1, type=int, help="how many calls at once")
     add("--fast", action="store_true", help="as fast as possible, not in real time")
+    add("--loss", default=0.0, type=float, help="fraction of the chunks to lose")
+    add("--seed", default=1, type=int, help="which of the chunks to lose")
+    shape = ("TRACK", "AT", "SECONDS")
+    add(
+        "--pause", nargs=3, metavar=shape, help="send nothing for a while, on one track"
+    )
     args = parser.parse_args()
-    if args.calls < 1:
-        sys.exit("--calls must be 1 or more")
-    tracks = choices[:2] if args.tracks == "both" else [args.tracks]
+    if args.calls < 1 or not 0 <= args.loss <= 1:
+        sys.exit("--calls must be 1 or more, --loss 0 to 1")
+    tracks = TRACKS if args.tracks == "both" else [args.tracks]
     try:
         audio = {track: read_mulaw(getattr(args, track)) for track in tracks}
         call_sids = asyncio.run(simulate(args, audio))
