@@ -156,10 +156,8 @@ def main():
     add("--fast", action="store_true", help="as fast as possible, not in real time")
     add("--loss", default=0.0, type=float, help="fraction of the chunks to lose")
     add("--seed", default=1, type=int, help="which of the chunks to lose")
-    shape = ("TRACK", "AT", "SECONDS")
-    add(
-        "--pause", nargs=3, metavar=shape, help="send nothing for a while, on one track"
-    )
+    pause = {"type": parse_pause, "metavar": "TRACK:AT:SECONDS"}
+    add("--pause", **pause, help="send nothing of a track for SECONDS, AT s into it")
     args = parser.parse_args()
     if args.calls < 1 or not 0 <= args.loss <= 1:
         sys.exit("--calls must be 1 or more, --loss 0 to 1")
@@ -171,8 +169,7 @@ def main():
         sys.exit(str(error))
     except (OSError, websockets.WebSocketException) as error:
         sys.exit(f"No call to {args.url}: {error}")
-    seconds = max(map(len, audio.values())) / MULAW["sampleRate"]
-    print(f"Streamed {args.calls} call(s) of {seconds:.1f} s to {args.url}.")
+    print(f"Streamed {args.calls} call(s) to {args.url}.")
     names = [f"{t.capitalize()}-{c}.wav" for c in call_sids for t in tracks]
     more = f"and {len(names) - 2} more " if len(names) > 2 else ""
     print("Look for", *names[:2], f"{more}in the folder of the recordings.")
