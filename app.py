@@ -103,7 +103,9 @@ class Track:
         whole; OSError is raised, and nothing left behind, if it cannot be written.
         """
         audio = b"".join(self.chunks)
-        for number in itertools.count(1):
+        number = 0
+        while True:
+            number += 1
             path = directory / (f"{name}-{number}.wav" if number > 1 else f"{name}.wav")
             part = path.with_suffix(".wav.part")
             try:
