@@ -201,6 +201,8 @@ async def record(websocket, directory, wanted):
                         if not tracks or name not in TRACKS:
                             raise ValueError("media before start, or of no known track")
                         chunk = base64.b64decode(payload, validate=True)
+                        if len(payload) != (len(chunk) + 2) // 3 * 4:
+                            raise ValueError("base64 with too much padding")
                         if chunk and name in tracks:
                             sane = stamp.isdecimal() and len(stamp) < 20
                             elapsed = int((now - began) * 1000)
@@ -258,7 +260,9 @@ def authorize(connection, request, token):
     given = ", ".join(request.headers.get_all("Authorization"))
     if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
         log.warning("Refused a connection: no or not the right bearer token")
-        return connection.respond(401, "A bearer token is needed\n")
+        response = connection.respond(401, "A bearer token is needed.\n")
+        response.headers["WWW-Authenticate"] = "Bearer"
+        return response
 
 
 def addresses(host):

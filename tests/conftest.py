@@ -6,6 +6,8 @@ import io
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -14,13 +16,27 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from hypothesis import settings
 from simulate_call import MULAW, call, connected, play, start
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Opcode
+from websockets.http11 import Response
 from websockets.sync.client import connect
+from websockets.uri import parse_uri
 
 APP = Path(__file__).parents[1] / "app.py"
 PATIENCE = 20  # s to wait for what takes milliseconds on an idle machine
 SUBTYPES = {"audio/x-mulaw": "ULAW", "audio/x-alaw": "ALAW", "audio/x-l16": "PCM_16"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--random-calls", default=100, type=int)
+
+
+settings.register_profile("default", deadline=None, max_examples=25)
+settings.register_profile("long", deadline=None, max_examples=5000)
+settings.load_profile("default")
 
 
 def can_unshare():
@@ -42,12 +58,13 @@ privileged = pytest.mark.skipif(
 class Server:
     """A running app.py, with its recordings in `directory` and its log in `lines`."""
 
-    def __init__(self, directory, *args, environment=None, prefix=()):
+    def __init__(self, directory, *args, environment=None, command=None):
         self.directory = directory
         self.lines = []
+        command = command or [sys.executable, APP]
         self.news = threading.Condition()
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, APP, "--host", "127.0.0.1", "--port", "0", *args],
+            [*command, "--host", "127.0.0.1", "--port", "0", *args],
             cwd=directory,
             env={**os.environ, **(environment or {})},
             stderr=subprocess.PIPE,
@@ -83,6 +100,54 @@ class Server:
         status = self.process.wait(PATIENCE)
         self.reader.join()
         return status
+
+
+class RawClient:
+    """A WebSocket on a bare socket: it answers nothing, and can end without manners."""
+
+    def __init__(self, server):
+        uri = parse_uri(server.url)
+        self.socket = socket.create_connection((uri.host, uri.port), PATIENCE)
+        self.protocol = ClientProtocol(uri)
+        self.protocol.send_request(self.protocol.connect())
+        self.flush()
+        self.wait_for(lambda event: isinstance(event, Response))
+
+    def flush(self):
+        self.socket.sendall(b"".join(self.protocol.data_to_send()))
+
+    def wait_for(self, condition):
+        """Read until an event comes that meets `condition`."""
+        while not any(condition(event) for event in self.protocol.events_received()):
+            data = self.socket.recv(65536)
+            assert data, "the server has closed the connection"
+            self.protocol.receive_data(data)
+
+    def send(self, *messages):
+        """Send text messages, or binary ones where they are bytes."""
+        for message in messages:
+            if isinstance(message, bytes):
+                self.protocol.send_binary(message)
+            else:
+                self.protocol.send_text(message.encode())
+        self.flush()
+
+    def sync(self):
+        """Wait until the server has received all that was sent, by a ping."""
+        self.protocol.send_ping(b"")
+        self.flush()
+        self.wait_for(lambda event: event.opcode is Opcode.PONG)
+
+    def close(self):
+        self.protocol.send_close(1000)
+        self.flush()
+        self.socket.close()
+
+    def reset(self):
+        """End with a RST instead of a FIN."""
+        linger = struct.pack("ii", 1, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.socket.close()
 
 
 @pytest.fixture
