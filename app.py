@@ -28,6 +28,8 @@ import pywav
 import websockets
 
 TRACKS = ("inbound", "outbound")
+CALL_SID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TOKEN = re.compile(r"[!-~]*")  # what a header can hold
 
 # Encoding, in lower case: WAV format code, bytes per sample, a sample of silence.
 ENCODINGS = {
@@ -44,9 +46,11 @@ EARLY = 150
 DRIFT = 5000
 
 # Nobody waits for the audio, and most of what a chunk of 20 ms costs is to wake up for
-# it. So a stream that is LIVELY s old is read in gulps, with naps of NAP s in between.
+# it. So a stream that is LIVELY s old is read in gulps, with naps of NAP s in between,
+# unless there were BURST messages in a gulp: then there are more to come.
 LIVELY = 5
 NAP = 0.25
+BURST = 100
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # to stop
 
@@ -109,22 +113,18 @@ class Track:
             path = directory / (f"{name}-{number}.wav" if number > 1 else f"{name}.wav")
             part = path.with_suffix(".wav.part")
             try:
-                part.touch(
-                    exist_ok=False
-                )  # claims the name: only one can hold the part
+                part.touch(exist_ok=False)  # to have the part is to have the name
             except FileExistsError:
                 continue
             with contextlib.ExitStack() as cleanup:
                 cleanup.callback(part.unlink)
                 if os.path.lexists(path):
                     continue
-                wav = pywav.WavWrite(
-                    part, 1, self.sample_rate, 8 * self.width, self.code
-                )
-                with contextlib.closing(wav):
+                header = 1, self.sample_rate, 8 * self.width, self.code
+                with contextlib.closing(pywav.WavWrite(part, *header)) as wav:
                     wav.write(audio)
                 with open(part, "rb+") as file:
-                    os.fsync(file.fileno())  # a name in place of a lost call is no use
+                    os.fsync(file.fileno())  # before the name says that it is saved
                 part.rename(path)
                 cleanup.pop_all()
                 return path
@@ -137,9 +137,7 @@ def parse_start(start):
     audio would have the wrong header.
     """
     call_sid = start.get("callSid") if isinstance(start, dict) else None
-    if not isinstance(call_sid, str) or not re.fullmatch(
-        r"[A-Za-z0-9_-]{1,64}", call_sid
-    ):
+    if not isinstance(call_sid, str) or not CALL_SID.fullmatch(call_sid):
         reason = "callSid must be 1 to 64 letters, digits, - or _"
         raise Refused(websockets.CloseCode.POLICY_VIOLATION, reason, call_sid)
     match media_format := start.get("mediaFormat"):
@@ -151,6 +149,15 @@ def parse_start(start):
                 return call_sid, encoding.lower(), sample_rate
     reason = f"mediaFormat must be {', '.join(ENCODINGS)}, 8000 to 48000 Hz, 1 channel"
     raise Refused(websockets.CloseCode.UNSUPPORTED_DATA, reason, media_format)
+
+
+def parse_timestamp(timestamp):
+    """Return `timestamp`, which is decimal digits, in ms; or 0 where it is not.
+
+    Nothing can be missing before 0.
+    """
+    digits = str(timestamp) if isinstance(timestamp, (str, int)) else ""
+    return int(digits) if digits.isdecimal() and len(digits) < 20 else 0
 
 
 def save(call_sid, tracks, directory):
@@ -185,43 +192,40 @@ async def record(websocket, directory, wanted):
     async def save_tracks():
         # In a thread, so that other calls go on. Shielded, so that it is run even if
         # the server, about to end, gives up waiting for this handler.
+        nonlocal tracks
         run = asyncio.get_running_loop().run_in_executor
-        await asyncio.shield(run(None, save, call_sid, tracks, directory))
+        saving = run(None, save, call_sid, tracks, directory)
+        tracks = {}
+        await asyncio.shield(saving)
 
     try:
         async for message in websocket:
             now = time.monotonic()
             try:
                 match data := json.loads(message):
-                    case {
-                        "event": "media",
-                        "media": {"payload": str(payload)} as media,
-                    }:
-                        name, stamp = media.get("track"), str(media.get("timestamp"))
+                    case {"event": "media", "media": {"payload": str(text)} as media}:
+                        name = media.get("track")
                         if not tracks or name not in TRACKS:
                             raise ValueError("media before start, or of no known track")
-                        chunk = base64.b64decode(payload, validate=True)
-                        if len(payload) != (len(chunk) + 2) // 3 * 4:
+                        payload = base64.b64decode(text, validate=True)
+                        if len(text) != (len(payload) + 2) // 3 * 4:
                             raise ValueError("base64 with too much padding")
-                        if chunk and name in tracks:
-                            sane = stamp.isdecimal() and len(stamp) < 20
+                        if payload and name in tracks:
+                            timestamp = parse_timestamp(media.get("timestamp"))
                             elapsed = int((now - began) * 1000)
-                            tracks[name].append(
-                                chunk, int(stamp) if sane else 0, elapsed
-                            )
+                            tracks[name].append(payload, timestamp, elapsed)
                     case {"event": "media"}:
                         raise ValueError("media without a payload")
                     case {"event": "start"}:
                         if tracks:
                             await save_tracks()
-                        tracks, began, start = {}, now, data.get("start")
+                        start, began = data.get("start"), now
                         call_sid, encoding, sample_rate = parse_start(start)
                         row = ENCODINGS[encoding]
                         tracks = {name: Track(*row, sample_rate) for name in wanted}
-                        about = call_sid, start.get("tracks"), encoding, sample_rate
-                        log.info(
-                            "Call %s: stream of %.40r started, %s at %d Hz", *about
-                        )
+                        about = start.get("tracks"), encoding, sample_rate
+                        text = "Call %s: stream of %.40r started, %s at %d Hz"
+                        log.info(text, call_sid, *about)
                     case {"event": "stop"}:
                         break
                     case {"event": str()}:
@@ -234,9 +238,9 @@ async def record(websocket, directory, wanted):
                     log.warning("Call %s: skipped a message: %s", call_sid, error)
 
             if now - last < 0.005:
-                gulp += 1  # the message was there already
-            else:
-                live = tracks and now - began > LIVELY and gulp < 100
+                gulp += 1
+            else:  # we had to wait for the message: those before it were all there is
+                live = tracks and now - began > LIVELY and gulp < BURST
                 if live and websocket.state is websockets.State.OPEN:
                     await asyncio.sleep(NAP)
                     now = time.monotonic()
@@ -301,10 +305,8 @@ async def serve(args, token):
         sys.exit(f"Cannot listen on {args.host}, --port {args.port}: {error}")
     host = f"[{args.host}]" if ":" in args.host else args.host
     port = server.sockets[0].getsockname()[1]
-    access = (
-        "with the token" if token else "for anybody, as AUTH_BEARER_TOKEN is not set"
-    )
-    log.info("Listening on ws://%s:%d %s", host, port, access)
+    access = "who has the token" if token else "anybody: AUTH_BEARER_TOKEN is not set"
+    log.info("Listening on ws://%s:%d for %s", host, port, access)
     await stop.wait()
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)  # impatience must not cost a call
@@ -333,7 +335,10 @@ def main():
         tempfile.TemporaryFile(dir=args.directory).close()
     except OSError as error:
         sys.exit(f"Cannot write to --directory {args.directory}: {error.strerror}")
-    asyncio.run(serve(args, os.environ.get("AUTH_BEARER_TOKEN")))
+    token = os.environ.get("AUTH_BEARER_TOKEN", "")
+    if not TOKEN.fullmatch(token):
+        sys.exit("AUTH_BEARER_TOKEN must be ASCII characters without spaces")
+    asyncio.run(serve(args, token))
     log.info("Stopped, saved %d recordings", next(saved))
 
 

@@ -26,12 +26,13 @@ from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
 APP = Path(__file__).parents[1] / "app.py"
+sys.path.insert(0, str(APP.parent))
 PATIENCE = 20  # s to wait for what takes milliseconds on an idle machine
 SUBTYPES = {"audio/x-mulaw": "ULAW", "audio/x-alaw": "ALAW", "audio/x-l16": "PCM_16"}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--random-calls", default=100, type=int)
+    parser.addoption("--random-calls", default=60, type=int)
 
 
 settings.register_profile("default", deadline=None, max_examples=25)

@@ -112,9 +112,11 @@ def read_mulaw(path):
     except OSError as error:
         raise ValueError(f"Cannot read {path}: {error.strerror}") from error
     except Exception as error:  # pywav raises nothing narrower
-        raise ValueError(f"Cannot read {path} as a WAV file: {error}") from error
+        raise ValueError(f"{path} is not a WAV file: {error}") from error
     if (wav.getaudioformat(), wav.getnumofchannels(), wav.getsamplerate()) != MULAW_WAV:
-        raise ValueError(f"{path} is not mu-law at 8000 Hz with 1 channel")
+        raise ValueError(
+            f"{path} is not a WAV file of mu-law at 8000 Hz with 1 channel"
+        )
     return wav.getdata()
 
 
