@@ -208,8 +208,8 @@ async def record(websocket, directory, wanted):
                         if not tracks or name not in TRACKS:
                             raise ValueError("media before start, or of no known track")
                         payload = base64.b64decode(text, validate=True)
-                        if len(text) != (len(payload) + 2) // 3 * 4:
-                            raise ValueError("base64 with too much padding")
+                        if base64.b64encode(payload).decode() != text:
+                            raise ValueError("a payload that is not strictly base64")
                         if payload and name in tracks:
                             timestamp = parse_timestamp(media.get("timestamp"))
                             elapsed = int((now - began) * 1000)

@@ -181,6 +181,7 @@ def ask(server, request):
 def test_a_doubled_header_or_one_that_is_not_ascii(guarded, headers):
     answer = ask(guarded, UPGRADE.encode() + headers + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 401 ")
+    guarded.wait_for("Refused a connection")
     assert len(guarded.lines) == 2
 
 

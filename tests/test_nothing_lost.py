@@ -355,6 +355,7 @@ BAD_MEDIA = [
     {"payload": "QUJD\n"},
     {"payload": "QU-_"},
     {"payload": "QUJD===="},
+    {"payload": "QUJ="},
     {"payload": "Q\u00e9JD"},
 ]
 BAD += [json.dumps({"event": "media", "media": GOOD_MEDIA | bad}) for bad in BAD_MEDIA]
