@@ -49,7 +49,7 @@ DRIFT = 5000
 # it. So a stream that is LIVELY s old is read in gulps, with naps of NAP s in between,
 # unless there were BURST messages in a gulp: then there are more to come.
 LIVELY = 5
-NAP = 0.25
+NAP = 0.23
 BURST = 100
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # to stop
@@ -244,7 +244,7 @@ async def record(websocket, directory, wanted):
                 if live and websocket.state is websockets.State.OPEN:
                     await asyncio.sleep(NAP)
                     now = time.monotonic()
-                gulp = 0
+                gulp = BURST if live else 0  # what has come during a nap is one
             last = now
     except websockets.ConnectionClosedError as error:
         log.warning("Call %s: the line dropped: %.200r", call_sid, str(error))
