@@ -183,8 +183,8 @@ def push(streams, audio):
             stream.ping()
 
 
-def play(server, prefix, frames, lengths, marks):
-    """Play calls to `server` in real time, all at once.
+def play(server, prefix, frames, lengths, marks, saves):
+    """Play calls to `server` in real time, all at once; wait for them if it `saves`.
 
     `lengths` are those of the calls, in chunks of a track; the calls take the lists in
     `frames` in turn. Returns the server's CPU times at the `marks`, in chunks, then for
@@ -218,6 +218,9 @@ def play(server, prefix, frames, lengths, marks):
                     key.data.read()
                     if key.data.waited is not None:
                         selector.unregister(key.fileobj)
+        if saves:
+            for stream in streams:
+                stream.finish()
     return used, [stream.waited for stream in streams], late
 
 
@@ -235,7 +238,9 @@ def measure_cpu(calls, seconds, rounds):
                 # They hang up one after the other in the second after it.
                 lengths = [end + RATE * call // calls for call in range(calls)]
                 prefix, marks = f"call-{number}", (warm_up * RATE, end)
-                used, times, late = play(server, prefix, frames, lengths, marks)
+                used, times, late = play(
+                    server, prefix, frames, lengths, marks, server is recorder
+                )
                 costs.append((used[1] - used[0]) / (calls * seconds * rate))
                 latest = max(late, latest)
                 if server is recorder:
