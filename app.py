@@ -160,7 +160,7 @@ def parse_timestamp(timestamp):
     return int(digits) if digits.isdecimal() and len(digits) < 20 else 0
 
 
-def save(call_sid, tracks, directory):
+def write_tracks(call_sid, tracks, directory):
     """Write the `tracks` with audio to `directory`, or else to the temporary folder."""
     for track_name, track in tracks.items():
         if not track.chunks:
@@ -180,6 +180,14 @@ def save(call_sid, tracks, directory):
             log.error("Call %s has lost %.1f s: %s.wav", call_sid, seconds, name)
 
 
+async def save(call_sid, tracks, directory):
+    """Write the tracks in a thread, so that other calls go on."""
+    if tracks:
+        run = asyncio.get_running_loop().run_in_executor
+        # Shielded, so that it is run even if the server, about to end, gives up waiting.
+        await asyncio.shield(run(None, write_tracks, call_sid, tracks, directory))
+
+
 async def record(websocket, directory, wanted):
     """Record the stream on `websocket`: start, media, stop, save.
 
@@ -188,15 +196,6 @@ async def record(websocket, directory, wanted):
     call_sid, tracks, began = "(not started)", {}, 0
     skipped = gulp = 0
     last = time.monotonic()
-
-    async def save_tracks():
-        # In a thread, so that other calls go on. Shielded, so that it is run even if
-        # the server, about to end, gives up waiting for this handler.
-        nonlocal tracks
-        run = asyncio.get_running_loop().run_in_executor
-        saving = run(None, save, call_sid, tracks, directory)
-        tracks = {}
-        await asyncio.shield(saving)
 
     try:
         async for message in websocket:
@@ -217,8 +216,8 @@ async def record(websocket, directory, wanted):
                     case {"event": "media"}:
                         raise ValueError("media without a payload")
                     case {"event": "start"}:
-                        if tracks:
-                            await save_tracks()
+                        finished, tracks = tracks, {}
+                        await save(call_sid, finished, directory)
                         start, began = data.get("start"), now
                         call_sid, encoding, sample_rate = parse_start(start)
                         row = ENCODINGS[encoding]
@@ -255,8 +254,7 @@ async def record(websocket, directory, wanted):
     finally:
         if skipped:
             log.warning("Call %s: skipped %d messages in all", call_sid, skipped)
-        if tracks:
-            await save_tracks()
+        await save(call_sid, tracks, directory)
 
 
 def authorize(connection, request, token):
