@@ -216,8 +216,8 @@ async def record(websocket, directory, wanted):
                     case {"event": "media"}:
                         raise ValueError("media without a payload")
                     case {"event": "start"}:
-                        finished, tracks = tracks, {}
-                        await save(call_sid, finished, directory)
+                        saving, tracks = save(call_sid, tracks, directory), {}
+                        await saving
                         start, began = data.get("start"), now
                         call_sid, encoding, sample_rate = parse_start(start)
                         row = ENCODINGS[encoding]
