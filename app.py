@@ -303,8 +303,8 @@ async def serve(args, token):
         sys.exit(f"Cannot listen on {args.host}, --port {args.port}: {error}")
     host = f"[{args.host}]" if ":" in args.host else args.host
     port = server.sockets[0].getsockname()[1]
-    access = "who has the token" if token else "anybody: AUTH_BEARER_TOKEN is not set"
-    log.info("Listening on ws://%s:%d for %s", host, port, access)
+    access = "a token is needed" if token else "no AUTH_BEARER_TOKEN: open to anybody"
+    log.info("Listening on ws://%s:%d (%s)", host, port, access)
     await stop.wait()
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)  # impatience must not cost a call

@@ -109,7 +109,7 @@ def test_the_token_lets_in(guarded):
         websocket.send('{"event":"stop"}')
         assert wait_closed(websocket) == (1000, "")
     check_recording(guarded.directory / "Inbound-call.wav", AUDIO)
-    assert "who has the token" in guarded.lines[0]
+    assert "a token is needed" in guarded.lines[0]
     assert TOKEN not in "".join(guarded.lines)
 
 
