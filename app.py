@@ -19,6 +19,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import time
@@ -40,10 +41,13 @@ ENCODINGS = {
 SAMPLE_RATES = range(8000, 48001)  # Hz
 
 # A hole of HOLE ms or more is filled with silence; less is jitter. A chunk may come
-# EARLY ms before its time, and 1 ms more in DRIFT, as no two clocks agree.
+# EARLY ms before its time, and 1 ms more for every DRIFT ms of the call, as no two
+# clocks agree. HELD_UP ms is the longest that `start` may have been on its way: our
+# clock begins with it, the stream's when the connection was opened.
 HOLE = 200
 EARLY = 150
 DRIFT = 5000
+HELD_UP = 2000
 
 # Nobody waits for the audio, and most of what a chunk of 20 ms costs is to wake up for
 # it. So a stream that is LIVELY s old is read in gulps, with naps of NAP s in between,
@@ -52,14 +56,12 @@ LIVELY = 5
 NAP = 0.23
 BURST = 100
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # to stop
-
 log = logging.getLogger("app")
 saved = itertools.count()  # next() is atomic among the threads that save, += is not
 
 
 class Refused(Exception):
-    """A stream is not recorded. Holds the close code, the reason, and what came."""
+    """A stream is not recorded. Holds close code, reason, and the repr of what came."""
 
 
 @dataclasses.dataclass
@@ -70,11 +72,11 @@ class Track:
     width: int
     silence: bytes
     sample_rate: int
+    ahead: int  # ms that the stream, by its audio, is ahead of our clock
     chunks: list[bytes] = dataclasses.field(default_factory=list)
     received: int = 0  # bytes of audio
     filled: int = 0  # bytes of silence between them
-    offset: int = 0  # ms that the timestamps were ahead of our clock at the first chunk
-    ahead: int = 0  # ms that the audio has been ahead of our clock at most
+    offset: int = 0  # ms that the first timestamp was too far ahead of our clock
 
     def milliseconds(self, length):
         """Return how long `length` bytes play."""
@@ -87,11 +89,11 @@ class Track:
         stream's start. A timestamp is a stranger's word: silence is only added for time
         that has passed on our own clock as well.
         """
-        if not self.chunks and timestamp > elapsed + EARLY:
+        passed = elapsed + elapsed // DRIFT + EARLY + self.ahead
+        if not self.chunks and timestamp > passed:
             self.offset = timestamp - elapsed
         timestamp -= self.offset
         hole = timestamp - self.milliseconds(self.received + self.filled)
-        passed = elapsed + elapsed // DRIFT + EARLY + self.ahead
         if hole >= HOLE and timestamp <= passed:
             silence = self.silence * (hole * self.sample_rate // 1000)
             self.chunks.append(silence)
@@ -139,7 +141,7 @@ def parse_start(start):
     call_sid = start.get("callSid") if isinstance(start, dict) else None
     if not isinstance(call_sid, str) or not CALL_SID.fullmatch(call_sid):
         reason = "callSid must be 1 to 64 letters, digits, - or _"
-        raise Refused(websockets.CloseCode.POLICY_VIOLATION, reason, call_sid)
+        raise Refused(websockets.CloseCode.POLICY_VIOLATION, reason, repr(call_sid))
     match media_format := start.get("mediaFormat"):
         case None:
             return call_sid, "audio/x-mulaw", 8000
@@ -148,7 +150,7 @@ def parse_start(start):
             if known and media_format.get("channels", 1) == 1:
                 return call_sid, encoding.lower(), sample_rate
     reason = f"mediaFormat must be {', '.join(ENCODINGS)}, 8000 to 48000 Hz, 1 channel"
-    raise Refused(websockets.CloseCode.UNSUPPORTED_DATA, reason, media_format)
+    raise Refused(websockets.CloseCode.UNSUPPORTED_DATA, reason, repr(media_format))
 
 
 def parse_timestamp(timestamp):
@@ -167,10 +169,10 @@ def write_tracks(call_sid, tracks, directory):
             continue
         name = f"{track_name.capitalize()}-{call_sid}"
         seconds = track.milliseconds(track.received + track.filled) / 1000
-        for folder in (lambda: directory, lambda: Path(tempfile.gettempdir())):
+        for folder in (directory, None):
             try:
-                path = track.write(folder(), name)
-            except OSError as error:
+                path = track.write(folder or Path(tempfile.gettempdir()), name)
+            except (OSError, MemoryError, struct.error) as error:
                 log.error("Could not save %s.wav: %s", name, error)
             else:
                 next(saved)
@@ -194,8 +196,9 @@ async def record(websocket, directory, wanted):
     However it ends, what came of the tracks in `wanted` is saved to `directory`.
     """
     call_sid, tracks, began = "(not started)", {}, 0
-    skipped = gulp = 0
-    last = time.monotonic()
+    skipped, gulp, napped = 0, 0, False
+    opened = last = time.monotonic()
+    code, reason = websockets.CloseCode.NORMAL_CLOSURE, ""
 
     try:
         async for message in websocket:
@@ -218,13 +221,16 @@ async def record(websocket, directory, wanted):
                     case {"event": "start"}:
                         saving, tracks = save(call_sid, tracks, directory), {}
                         await saving
-                        start, began = data.get("start"), now
+                        start = data.get("start")
                         call_sid, encoding, sample_rate = parse_start(start)
-                        row = ENCODINGS[encoding]
-                        tracks = {name: Track(*row, sample_rate) for name in wanted}
-                        about = start.get("tracks"), encoding, sample_rate
-                        text = "Call %s: stream of %.40r started, %s at %d Hz"
-                        log.info(text, call_sid, *about)
+                        about = repr(start.get("tracks"))[:40], encoding, sample_rate
+                        log.info(
+                            "Call %s: stream of %s started, %s, %d Hz", call_sid, *about
+                        )
+                        held_up = min(int((now - opened) * 1000), HELD_UP)
+                        row = *ENCODINGS[encoding], sample_rate, held_up
+                        tracks = {name: Track(*row) for name in wanted}
+                        began = opened = now
                     case {"event": "stop"}:
                         break
                     case {"event": str()}:
@@ -240,21 +246,31 @@ async def record(websocket, directory, wanted):
                 gulp += 1
             else:  # we had to wait for the message: those before it were all there is
                 live = tracks and now - began > LIVELY and gulp < BURST
-                if live and websocket.state is websockets.State.OPEN:
+                # Once we are closing, there is no time to lose.
+                is_open = websocket.state is websockets.State.OPEN
+                napped = live and is_open and not napped
+                if napped:
                     await asyncio.sleep(NAP)
                     now = time.monotonic()
-                gulp = BURST if live else 0  # what has come during a nap is one
+                gulp = 0
             last = now
     except websockets.ConnectionClosedError as error:
-        log.warning("Call %s: the line dropped: %.200r", call_sid, str(error))
+        if tracks:
+            log.warning("Call %s: the line dropped: %.200r", call_sid, str(error))
     except Refused as refused:
         code, reason, came = refused.args
-        log.warning("Refused a stream: %s; it is %.200r", reason, came)
-        await websocket.close(code, reason)
+        log.warning("Refused a stream: %s; it is %.200s", reason, came)
     finally:
         if skipped:
             log.warning("Call %s: skipped %d messages in all", call_sid, skipped)
         await save(call_sid, tracks, directory)
+
+    # The answer to the close frame comes after what else has been sent: read that, too.
+    closing = asyncio.create_task(websocket.close(code, reason))
+    with contextlib.suppress(websockets.ConnectionClosed):
+        while True:
+            await websocket.recv()
+    await closing
 
 
 def authorize(connection, request, token):
@@ -283,8 +299,13 @@ def addresses(host):
 async def serve(args, token):
     """Record streams until SIGINT (Ctrl-C) or SIGTERM, then save those in progress."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for signum in SIGNALS:  # not loop.add_signal_handler, which Windows does not have
-        signal.signal(signum, lambda *_: loop.call_soon_threadsafe(stop.set))
+    # On Windows there is no SIGHUP, which tells that the terminal is closed, and no
+    # loop.add_signal_handler. What is ignored, as SIGHUP by nohup, stays so.
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    signals = [signum for signum in signal.Signals if signum.name in names]
+    for signum in signals:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda *_: loop.call_soon_threadsafe(stop.set))
     wanted = TRACKS if args.tracks == "both" else (args.tracks,)
     check = functools.partial(authorize, token=token) if token else None
     try:
@@ -295,7 +316,7 @@ async def serve(args, token):
             process_request=check,
             compression=None,
             max_size=2**16,  # bytes
-            max_queue=0,  # messages: what comes during a nap is left to the kernel
+            max_queue=0,  # reading stops while any message waits, as in a nap
             open_timeout=5,  # s
             close_timeout=2,  # s
         )
@@ -306,7 +327,7 @@ async def serve(args, token):
     access = "a token is needed" if token else "no AUTH_BEARER_TOKEN: open to anybody"
     log.info("Listening on ws://%s:%d (%s)", host, port, access)
     await stop.wait()
-    for signum in SIGNALS:
+    for signum in signals:
         signal.signal(signum, signal.SIG_IGN)  # impatience must not cost a call
     server.close()
     # asyncio.run() cancels those who are not gone by then, which saves them as well.

@@ -109,6 +109,7 @@ class RawClient:
     def __init__(self, server):
         uri = parse_uri(server.url)
         self.socket = socket.create_connection((uri.host, uri.port), PATIENCE)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.protocol = ClientProtocol(uri)
         self.protocol.send_request(self.protocol.connect())
         self.flush()

@@ -83,7 +83,17 @@ def late_track():
     return Scene(inbound + outbound, inbound=heard, outbound=silence(1000) + said)
 
 
+def held_up():
+    """Return a scene in which `start` comes 250 ms late, and with it what was said."""
+    begun, heard = schedule([(0, stamp) for stamp in range(0, 250, 20)])
+    inbound, more = schedule(spoken(260, 1500, late=-250))
+    outbound, said = schedule(spoken(1000, 1500, late=-250), "outbound")
+    tracks = {"inbound": heard + more, "outbound": silence(1000) + said}
+    return Scene(begun + inbound + outbound, **tracks)
+
+
 SCENES = {
+    "start held up": held_up(),
     "without holes": hole(spoken(0, 1000), spoken(1000, 1500), 0),
     "mu-law pause": paused("audio/x-mulaw", 8000, b"\xff"),
     "A-law pause": paused("audio/x-alaw", 8000, b"\xd5"),
@@ -215,7 +225,7 @@ def test_a_call_that_is_played_faster_than_life(server, call_sid):
 
 
 def new_track():
-    return Track(*ENCODINGS["audio/x-mulaw"], sample_rate=8000)
+    return Track(*ENCODINGS["audio/x-mulaw"], sample_rate=8000, ahead=0)
 
 
 @pytest.mark.parametrize("drift", [-1e-4, 1e-4])

@@ -183,7 +183,7 @@ def test_the_log_has_a_line_for_the_start_and_one_for_each_file(server, call_sid
     server.wait_for("Saved", f"Outbound-{call_sid}.wav", "0.8 s")
     lines = [line for line in server.lines if call_sid in line]
     assert len(lines) == 3
-    assert "['inbound', 'outbound'] started, audio/x-mulaw at 8000 Hz" in lines[0]
+    assert "['inbound', 'outbound'] started, audio/x-mulaw, 8000 Hz" in lines[0]
     assert "Saved" in lines[1] and f"Inbound-{call_sid}.wav, 1.0 s" in lines[1]
 
 
