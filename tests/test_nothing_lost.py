@@ -24,6 +24,7 @@ from conftest import (
 from hypothesis import given
 from hypothesis import strategies as st
 from simulate_call import media, start, stop
+from websockets.frames import Opcode
 
 CHUNKS = [random.Random(number).randbytes(160) for number in range(50)]
 AUDIO = b"".join(CHUNKS)
@@ -155,6 +156,24 @@ def test_a_signal_saves_the_calls_in_progress(start_server, signum):
     for call_sid in ["polite", *(f"deaf-{number}" for number in range(40))]:
         check_saved(server, call_sid)
     assert "Stopped, saved 41 recordings" in server.lines[-1]
+
+
+def test_the_end_of_the_terminal_saves_the_calls_in_progress(start_server):
+    server = start_server()
+    with open_stream(server, "call") as websocket:
+        for message in MEDIA:
+            websocket.send(message)
+        websocket.ping().wait(PATIENCE)
+        assert server.stop(signal.SIGHUP) == 0
+    check_saved(server, "call")
+
+
+def test_nohup_is_respected(start_server):
+    nohup = ["nohup", sys.executable, str(APP)]
+    server = start_server(command=nohup)
+    server.process.send_signal(signal.SIGHUP)
+    stream(server, "call", {"inbound": AUDIO})
+    check_saved(server, "call")
 
 
 def test_a_peer_that_does_not_read_cannot_hold_up_the_end(start_server):
@@ -373,6 +392,33 @@ def test_a_bad_message_costs_itself_only(server, call_sid, bad):
     assert all(len(line) < 300 for line in lines)
     assert "skipped a message: " in lines[0]
     assert "skipped 3 messages in all" in lines[1]
+
+
+@pytest.mark.parametrize("name", ["callSid", "mediaFormat", "tracks"])
+def test_a_start_as_nested_as_can_be(server, name):
+    """Where it becomes too deep, it is so for JSON or for the log, but never fails."""
+    lines = len(server.lines)
+    message = json.loads(start("call", ["inbound"]))
+    message["start"][name] = "nested"
+    for depth in range(950, 1000, 4):
+        nested = "[" * depth + "]" * depth
+        with server.connect() as websocket:
+            websocket.send(json.dumps(message).replace('"nested"', nested))
+            websocket.send(stop())
+            assert wait_closed(websocket)[0] in (1000, 1003, 1008)
+    assert not any("ERROR" in line for line in server.lines[lines:])
+
+
+@pytest.mark.parametrize("last", [stop(), start("../x", ["inbound"])])
+def test_what_follows_the_end_does_not_hold_up_the_close(server, call_sid, last):
+    client = RawClient(server)
+    client.send(start(call_sid, ["inbound"]), *MEDIA, last, MEDIA[0], MEDIA[1])
+    client.wait_for(lambda event: event.opcode is Opcode.CLOSE)
+    client.flush()  # the answer
+    # A reset instead of an end would raise here.
+    while client.socket.recv(65536):
+        pass
+    check_saved(server, call_sid)
 
 
 def test_media_before_start(server, call_sid):
