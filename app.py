@@ -72,7 +72,7 @@ class Track:
     width: int
     silence: bytes
     sample_rate: int
-    ahead: int  # ms that the stream, by its audio, is ahead of our clock
+    ahead: int  # ms that the stream's clock has shown to be ahead of ours
     chunks: list[bytes] = dataclasses.field(default_factory=list)
     received: int = 0  # bytes of audio
     filled: int = 0  # bytes of silence between them
@@ -205,12 +205,12 @@ async def record(websocket, directory, wanted):
             now = time.monotonic()
             try:
                 match data := json.loads(message):
-                    case {"event": "media", "media": {"payload": str(text)} as media}:
+                    case {"event": "media", "media": {"payload": str(coded)} as media}:
                         name = media.get("track")
                         if not tracks or name not in TRACKS:
                             raise ValueError("media before start, or of no known track")
-                        payload = base64.b64decode(text, validate=True)
-                        if base64.b64encode(payload).decode() != text:
+                        payload = base64.b64decode(coded, validate=True)
+                        if base64.b64encode(payload).decode() != coded:
                             raise ValueError("a payload that is not strictly base64")
                         if payload and name in tracks:
                             timestamp = parse_timestamp(media.get("timestamp"))
@@ -246,9 +246,9 @@ async def record(websocket, directory, wanted):
                 gulp += 1
             else:  # we had to wait for the message: those before it were all there is
                 live = tracks and now - began > LIVELY and gulp < BURST
-                # Once we are closing, there is no time to lose.
-                is_open = websocket.state is websockets.State.OPEN
-                napped = live and is_open and not napped
+                # Once the connection is closing, there is no time to lose.
+                live = live and websocket.state is websockets.State.OPEN
+                napped = live and not napped  # what came during a nap is read first
                 if napped:
                     await asyncio.sleep(NAP)
                     now = time.monotonic()
