@@ -321,7 +321,8 @@ async def serve(args, token):
             close_timeout=2,  # s
         )
     except (OSError, OverflowError, UnicodeError) as error:
-        sys.exit(f"Cannot listen on {args.host}, --port {args.port}: {error}")
+        text = f"Cannot listen on port {args.port} of {args.host}: {error}"
+        sys.exit(f"{text}\nChoose another one with --port or --host.")
     host = f"[{args.host}]" if ":" in args.host else args.host
     port = server.sockets[0].getsockname()[1]
     access = "a token is needed" if token else "no AUTH_BEARER_TOKEN: open to anybody"
@@ -353,7 +354,8 @@ def main():
     try:
         tempfile.TemporaryFile(dir=args.directory).close()
     except OSError as error:
-        sys.exit(f"Cannot write to --directory {args.directory}: {error.strerror}")
+        text = f"Cannot write to the folder {args.directory}: {error.strerror}"
+        sys.exit(f"{text}\nChoose another one with --directory.")
     token = os.environ.get("AUTH_BEARER_TOKEN", "")
     if not TOKEN.fullmatch(token):
         sys.exit("AUTH_BEARER_TOKEN must be ASCII characters without spaces")
