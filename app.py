@@ -299,13 +299,16 @@ def addresses(host):
 async def serve(args, token):
     """Record streams until SIGINT (Ctrl-C) or SIGTERM, then save those in progress."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    # On Windows there is no SIGHUP, which tells that the terminal is closed, and no
-    # loop.add_signal_handler. What is ignored, as SIGHUP by nohup, stays so.
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    signals = [signum for signum in signal.Signals if signum.name in names]
+    # On Windows there is no SIGHUP, which comes when the terminal is closed, and no
+    # loop.add_signal_handler. With nohup, SIGHUP is ignored, and stays so.
+    signals = [
+        signum
+        for signum in signal.Signals
+        if signum.name in ("SIGINT", "SIGTERM")
+        or (signum.name == "SIGHUP" and signal.getsignal(signum) is not signal.SIG_IGN)
+    ]
     for signum in signals:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, lambda *_: loop.call_soon_threadsafe(stop.set))
+        signal.signal(signum, lambda *_: loop.call_soon_threadsafe(stop.set))
     wanted = TRACKS if args.tracks == "both" else (args.tracks,)
     check = functools.partial(authorize, token=token) if token else None
     try:
