@@ -74,6 +74,8 @@ class Server:
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         self.url = re.search(r"ws://\S+", self.wait_for("Listening on"))[0]
+        uri = parse_uri(self.url)
+        self.address = uri.host, uri.port
 
     def read(self):
         for line in self.process.stderr:
@@ -107,10 +109,9 @@ class RawClient:
     """A WebSocket on a bare socket: it answers nothing, and can end without manners."""
 
     def __init__(self, server):
-        uri = parse_uri(server.url)
-        self.socket = socket.create_connection((uri.host, uri.port), PATIENCE)
+        self.socket = socket.create_connection(server.address, PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.protocol = ClientProtocol(uri)
+        self.protocol = ClientProtocol(parse_uri(server.url))
         self.protocol.send_request(self.protocol.connect())
         self.flush()
         self.wait_for(lambda event: isinstance(event, Response))

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import re
 import socket
 import subprocess
 import sys
@@ -32,8 +31,7 @@ UPGRADE = (
 @pytest.fixture(scope="module", autouse=True)
 def unfinished(server):
     """A handshake that does not come, begun in time not to wait for it to the end."""
-    uri = re.fullmatch(r"ws://(.+):(\d+)", server.url)
-    with socket.create_connection((uri[1], int(uri[2])), PATIENCE) as client:
+    with socket.create_connection(server.address, PATIENCE) as client:
         client.sendall(b"GET / HTTP/1.1\r\n")
         yield client
 
@@ -154,9 +152,8 @@ def test_a_token_that_no_header_can_hold(tmp_path, bad):
 
 def ask(server, request):
     """Send a request and return all that comes back until the server closes."""
-    uri = re.fullmatch(r"ws://(.+):(\d+)", server.url)
     with (
-        socket.create_connection((uri[1], int(uri[2])), PATIENCE) as client,
+        socket.create_connection(server.address, PATIENCE) as client,
         contextlib.suppress(ConnectionError),
     ):
         client.sendall(request)
@@ -233,10 +230,9 @@ def test_compression_is_not_negotiated(server):
 
 
 def test_hundreds_of_idle_sockets(server, call_sid):
-    address = RawClient(server).socket.getpeername()
     with contextlib.ExitStack() as stack:
         for _ in range(300):
-            stack.enter_context(socket.create_connection(address))
+            stack.enter_context(socket.create_connection(server.address))
             stack.enter_context(RawClient(server).socket)
         stream(server, call_sid, {"inbound": AUDIO})
         check_recording(server.directory / f"Inbound-{call_sid}.wav", AUDIO)

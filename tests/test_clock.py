@@ -16,7 +16,6 @@ from app import DRIFT, EARLY, ENCODINGS, Track
 
 RNG = random.Random(8)
 AUDIO = {track: RNG.randbytes(16000) for track in ("inbound", "outbound")}  # 2 s
-L16 = {"encoding": "audio/x-L16", "sampleRate": 16000, "channels": 1}
 
 
 def silence(milliseconds):
@@ -67,12 +66,11 @@ def hole(before, after, filled):
 def paused(encoding, sample_rate, nothing):
     """Return a scene of a track that pauses for 1 s, and is `nothing` meanwhile."""
     media_format = {"encoding": encoding, "sampleRate": sample_rate}
-    audio = dict(AUDIO)
-    messages = call("", audio, media_format, pause=("outbound", 0.1, 1))
+    messages = call("", AUDIO, media_format, pause=("outbound", 0.1, 1))
     rate = sample_rate * (2 if "16" in encoding else 1)
     at = rate // 10
-    outbound = audio["outbound"][:at] + nothing * sample_rate + audio["outbound"][at:]
-    tracks = {"inbound": audio["inbound"], "outbound": outbound}
+    outbound = AUDIO["outbound"][:at] + nothing * sample_rate + AUDIO["outbound"][at:]
+    tracks = {"inbound": AUDIO["inbound"], "outbound": outbound}
     return Scene(list(messages)[2:-1], media_format, **tracks)
 
 

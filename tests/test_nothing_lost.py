@@ -138,7 +138,7 @@ def test_a_second_start_that_is_refused(server, call_sid):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_calls_in_progress(start_server, signum):
     server = start_server()
-    handshaking = socket.create_connection(RawClient(server).socket.getpeername())
+    handshaking = socket.create_connection(server.address)
     deaf = [RawClient(server) for _ in range(40)]
     for number, client in enumerate(deaf):
         client.send(start(f"deaf-{number}", ["inbound"]), *MEDIA)
