@@ -1,13 +1,12 @@
 """Record SignalWire calls: save the audio that a <Stream> sends as WAV files.
 
-SignalWire's <Stream> verb copies the audio of a running call to a WebSocket as JSON
-messages: `start` names the call, each `media` carries a chunk of one track's audio,
-`stop` ends the stream. One WebSocket is one stream of one call.
+A <Stream> copies the audio of a running call to a WebSocket of its own, as JSON: `start`
+names the call, each `media` carries a chunk of one track's audio, `stop` ends it.
 """
 
 import argparse
 import asyncio
-import base64
+import binascii
 import contextlib
 import dataclasses
 import functools
@@ -19,45 +18,32 @@ import os
 import re
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pywav
 import websockets
 
 TRACKS = ("inbound", "outbound")
-CALL_SID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-TOKEN = re.compile(r"[!-~]*")  # what a header can hold
+SID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what is safe in the name of a file
 
-# Encoding, in lower case: WAV format code, bytes per sample, a sample of silence.
+# Encoding, in lower case: its name, WAV format code, and a sample of silence.
 ENCODINGS = {
-    "audio/x-mulaw": (7, 1, b"\xff"),
-    "audio/x-alaw": (6, 1, b"\xd5"),
-    "audio/x-l16": (1, 2, b"\0\0"),
+    "audio/x-mulaw": ("mu-law", 7, b"\xff"),
+    "audio/x-alaw": ("A-law", 6, b"\xd5"),
+    "audio/x-l16": ("L16", 1, b"\0\0"),
 }
-SAMPLE_RATES = range(8000, 48001)  # Hz
 
-# A hole of HOLE ms or more is filled with silence; less is jitter. A chunk may come
-# EARLY ms before its time, and 1 ms more for every DRIFT ms of the call, as no two
-# clocks agree. HELD_UP ms is the longest that `start` may have been on its way: our
-# clock begins with it, the stream's when the connection was opened.
-HOLE = 200
-EARLY = 150
-DRIFT = 5000
-HELD_UP = 2000
-
-# Nobody waits for the audio, and most of what a chunk of 20 ms costs is to wake up for
-# it. So a stream that is LIVELY s old is read in gulps, with naps of NAP s in between,
-# unless there were BURST messages in a gulp: then there are more to come.
-LIVELY = 5
-NAP = 0.23
-BURST = 100
+GAP = 200  # ms that are missing, and become silence; less is jitter
+LEAD = 2000  # ms that a timestamp, a stranger's word, may be ahead of our own clock
+NAP = 0.2  # s between two reads of a call: most of a chunk's cost is to wake up for it
+BACKLOG = 2**16  # bytes in a read, more than a live call sends in a nap: no time to nap
+ABOUT = 'The recorder is running. Its place is in a <Stream url="wss://...">.\n'
 
 log = logging.getLogger("app")
-saved = itertools.count()  # next() is atomic among the threads that save, += is not
 
 
 class Refused(Exception):
@@ -68,215 +54,168 @@ class Refused(Exception):
 class Track:
     """One track of a stream: how its audio is encoded, and its chunks."""
 
-    code: int
-    width: int
-    silence: bytes
-    sample_rate: int
-    ahead: int  # ms that the stream's clock has shown to be ahead of ours
+    code: int  # of the WAV format
+    silence: bytes  # for one sample
+    sample_rate: int  # Hz
     chunks: list[bytes] = dataclasses.field(default_factory=list)
-    received: int = 0  # bytes of audio
-    filled: int = 0  # bytes of silence between them
-    offset: int = 0  # ms that the first timestamp was too far ahead of our clock
+    length: int = 0  # bytes in the chunks
 
-    def milliseconds(self, length):
-        """Return how long `length` bytes play."""
-        return length * 1000 // (self.sample_rate * self.width)
+    def milliseconds(self):
+        """Return how long the chunks play."""
+        return self.length * 1000 // (self.sample_rate * len(self.silence))
 
     def append(self, payload, timestamp, elapsed):
-        """Append the bytes `payload`, after silence for what is missing before them.
+        """Append `payload`, after silence if it is for a later `timestamp`, in ms.
 
-        `timestamp` is where they belong, `elapsed` when they came, both in ms since the
-        stream's start. A timestamp is a stranger's word: silence is only added for time
-        that has passed on our own clock as well.
+        `elapsed` is when it came, in ms since the stream began.
         """
-        passed = elapsed + elapsed // DRIFT + EARLY + self.ahead
-        if not self.chunks and timestamp > passed:
-            self.offset = timestamp - elapsed
-        timestamp -= self.offset
-        hole = timestamp - self.milliseconds(self.received + self.filled)
-        if hole >= HOLE and timestamp <= passed:
-            silence = self.silence * (hole * self.sample_rate // 1000)
-            self.chunks.append(silence)
-            self.filled += len(silence)
+        gap = timestamp - self.milliseconds()
+        if gap >= GAP and timestamp <= elapsed + LEAD:
+            payload = self.silence * (gap * self.sample_rate // 1000) + payload
         self.chunks.append(payload)
-        self.received += len(payload)
-        self.ahead = max(self.ahead, self.milliseconds(self.received) - elapsed)
+        self.length += len(payload)
 
-    def write(self, directory, name):
-        """Write the track to a new file in the folder `directory`, and return its path.
-
-        It is `name`.wav or, where that exists, `name`-2.wav and so on. It appears there
-        whole; OSError is raised, and nothing left behind, if it cannot be written.
-        """
-        audio = b"".join(self.chunks)
-        number = 0
-        while True:
-            number += 1
-            path = directory / (f"{name}-{number}.wav" if number > 1 else f"{name}.wav")
+    def write(self, folder, name):
+        """Write the track to a new file in `folder`, whole or not at all; return its path."""
+        for number in itertools.count(1):
+            path = folder / (f"{name}-{number}.wav" if number > 1 else f"{name}.wav")
             part = path.with_suffix(".wav.part")
-            try:
+            with contextlib.suppress(FileExistsError):
                 part.touch(exist_ok=False)  # to have the part is to have the name
-            except FileExistsError:
-                continue
-            with contextlib.ExitStack() as cleanup:
-                cleanup.callback(part.unlink)
-                if os.path.lexists(path):
-                    continue
-                header = 1, self.sample_rate, 8 * self.width, self.code
-                with contextlib.closing(pywav.WavWrite(part, *header)) as wav:
-                    wav.write(audio)
-                with open(part, "rb+") as file:
-                    os.fsync(file.fileno())  # before the name says that it is saved
-                part.rename(path)
-                cleanup.pop_all()
-                return path
+                try:
+                    if not os.path.lexists(path):
+                        header = 1, self.sample_rate, 8 * len(self.silence), self.code
+                        with contextlib.closing(pywav.WavWrite(part, *header)) as wav:
+                            wav.write(b"".join(self.chunks))
+                        with part.open("rb+") as file:
+                            os.fsync(file.fileno())  # before the name says it is saved
+                        return part.rename(path)
+                finally:
+                    part.unlink(missing_ok=True)
 
 
-def parse_start(start):
-    """Return callSid, encoding and sample rate of `start`, the object in that message.
-
-    Raises Refused if the callSid is not fit for a file's name, or if a WAV file of the
-    audio would have the wrong header.
-    """
-    call_sid = start.get("callSid") if isinstance(start, dict) else None
-    if not isinstance(call_sid, str) or not CALL_SID.fullmatch(call_sid):
+def begin(start):
+    """Log what `start` begins; return its callSid and its tracks, or raise Refused."""
+    start = start if isinstance(start, dict) else {}
+    call_sid = start.get("callSid") or start.get("streamSid")
+    if not isinstance(call_sid, str) or not SID.fullmatch(call_sid):
         reason = "callSid must be 1 to 64 letters, digits, - or _"
-        raise Refused(websockets.CloseCode.POLICY_VIOLATION, reason, repr(call_sid))
-    match media_format := start.get("mediaFormat"):
+        raise Refused(1008, reason, repr(call_sid))
+    match start.get("mediaFormat"):
         case None:
-            return call_sid, "audio/x-mulaw", 8000
-        case {"encoding": str(encoding), "sampleRate": int(sample_rate)}:
-            known = encoding.lower() in ENCODINGS and sample_rate in SAMPLE_RATES
-            if known and media_format.get("channels", 1) == 1:
-                return call_sid, encoding.lower(), sample_rate
-    reason = f"mediaFormat must be {', '.join(ENCODINGS)}, 8000 to 48000 Hz, 1 channel"
-    raise Refused(websockets.CloseCode.UNSUPPORTED_DATA, reason, repr(media_format))
+            encoding, sample_rate, channels = "audio/x-mulaw", 8000, 1
+        case {"encoding": str(encoding), "sampleRate": int(sample_rate), **others}:
+            encoding, channels = encoding.lower(), others.get("channels", 1)
+        case _:
+            encoding = None
+    if encoding not in ENCODINGS or not 8000 <= sample_rate <= 48000 or channels != 1:
+        reason = f"mediaFormat must be {', '.join(ENCODINGS)}, 8 to 48 kHz, 1 channel"
+        raise Refused(1003, reason, repr(start["mediaFormat"]))
+    name, code, silence = ENCODINGS[encoding]
+    tracks = [track for track in TRACKS if track in str(start.get("tracks"))]
+    about = "both tracks" if len(tracks) == 2 else "".join(tracks) or "no tracks"
+    about += f", {name}, {sample_rate / 1000:g} kHz"
+    if isinstance(parameters := start.get("customParameters"), dict):
+        about += "".join(f", {key}={value}" for key, value in parameters.items())
+    log.info("%s: %s", call_sid, repr(about[:120])[1:-1])  # repr() has no line breaks
+    return call_sid, {track: Track(code, silence, sample_rate) for track in TRACKS}
 
 
-def parse_timestamp(timestamp):
-    """Return `timestamp`, which is decimal digits, in ms; or 0 where it is not.
-
-    Nothing can be missing before 0.
-    """
-    digits = str(timestamp) if isinstance(timestamp, (str, int)) else ""
-    return int(digits) if digits.isdecimal() and len(digits) < 20 else 0
-
-
-def write_tracks(call_sid, tracks, directory):
-    """Write the `tracks` with audio to `directory`, or else to the temporary folder."""
+def save(call_sid, tracks, folders):
+    """Save the `tracks` of a call in the first of `folders` that takes them; log it."""
     for track_name, track in tracks.items():
-        if not track.chunks:
-            continue
         name = f"{track_name.capitalize()}-{call_sid}"
-        seconds = track.milliseconds(track.received + track.filled) / 1000
-        for folder in (directory, None):
+        if not track.length:
+            log.info("No %s.wav: no audio, or not in --tracks", name)
+            continue
+        seconds = track.milliseconds() / 1000
+        for folder in folders * 10:  # a second apart
             try:
-                path = track.write(folder or Path(tempfile.gettempdir()), name)
-            except (OSError, MemoryError, struct.error) as error:
-                log.error("Could not save %s.wav: %s", name, error)
+                path = track.write(folder, name)
+            except Exception as error:  # noqa: BLE001 - whatever it is, try again
+                log.error("Could not save %s.wav in %s: %r", name, folder, error)
+                if folder is folders[-1]:
+                    time.sleep(1)
             else:
-                next(saved)
                 log.info("Saved %s, %.1f s", path, seconds)
                 break
         else:
             log.error("Call %s has lost %.1f s: %s.wav", call_sid, seconds, name)
 
 
-async def save(call_sid, tracks, directory):
-    """Write the tracks in a thread, so that other calls go on."""
-    if tracks:
-        run = asyncio.get_running_loop().run_in_executor
-        # Shielded, so that it is run even if the server, about to end, gives up waiting.
-        await asyncio.shield(run(None, write_tracks, call_sid, tracks, directory))
-
-
-async def record(websocket, directory, wanted):
-    """Record the stream on `websocket`: start, media, stop, save.
-
-    However it ends, what came of the tracks in `wanted` is saved to `directory`.
-    """
-    call_sid, tracks, began = "(not started)", {}, 0
-    skipped, gulp, napped = 0, 0, False
-    opened = last = time.monotonic()
-    code, reason = websockets.CloseCode.NORMAL_CLOSURE, ""
-
+async def record(websocket, wanted, folders, saver):
+    """Record the stream on `websocket`; however it ends, save the `wanted` tracks."""
+    call_sid, tracks, began, skipped = "No call yet", {}, 0, 0
     try:
         async for message in websocket:
-            now = time.monotonic()
             try:
-                match data := json.loads(message):
-                    case {"event": "media", "media": {"payload": str(coded)} as media}:
-                        name = media.get("track")
-                        if not tracks or name not in TRACKS:
-                            raise ValueError("media before start, or of no known track")
-                        payload = base64.b64decode(coded, validate=True)
-                        if base64.b64encode(payload).decode() != coded:
-                            raise ValueError("a payload that is not strictly base64")
-                        if payload and name in tracks:
-                            timestamp = parse_timestamp(media.get("timestamp"))
-                            elapsed = int((now - began) * 1000)
-                            tracks[name].append(payload, timestamp, elapsed)
-                    case {"event": "media"}:
-                        raise ValueError("media without a payload")
-                    case {"event": "start"}:
-                        saving, tracks = save(call_sid, tracks, directory), {}
-                        await saving
-                        start = data.get("start")
-                        call_sid, encoding, sample_rate = parse_start(start)
-                        about = repr(start.get("tracks"))[:40], encoding, sample_rate
-                        log.info(
-                            "Call %s: stream of %s started, %s, %d Hz", call_sid, *about
-                        )
-                        held_up = min(int((now - opened) * 1000), HELD_UP)
-                        row = *ENCODINGS[encoding], sample_rate, held_up
-                        tracks = {name: Track(*row) for name in wanted}
-                        began = opened = now
-                    case {"event": "stop"}:
-                        break
-                    case {"event": str()}:
-                        pass
-                    case _:
-                        raise ValueError("not an object with an event")
-            except (ValueError, RecursionError) as error:
+                data = json.loads(message)
+                event = data["event"]
+                if event == "media":
+                    media = data["media"]
+                    payload = binascii.a2b_base64(media["payload"], strict_mode=True)
+                    digits = str(media.get("timestamp"))
+                    timestamp = int(digits) if digits.isdecimal() else 0
+                    elapsed = int((time.monotonic() - began) * 1000)
+                    if wanted in (media["track"], "both"):
+                        tracks[media["track"]].append(payload, timestamp, elapsed)
+                elif event == "start" and not tracks:
+                    call_sid, tracks = begin(data.get("start"))
+                    began = time.monotonic()
+                    websocket.recording = True
+                elif event == "stop":
+                    break
+                elif event == "start" or not isinstance(event, str):
+                    raise ValueError("a second start, or no event")
+            except (LookupError, TypeError, ValueError, RecursionError):
                 skipped += 1
                 if skipped == 1:
-                    log.warning("Call %s: skipped a message: %s", call_sid, error)
-
-            if now - last < 0.005:
-                gulp += 1
-            else:  # we had to wait for the message: those before it were all there is
-                live = tracks and now - began > LIVELY and gulp < BURST
-                # Once the connection is closing, there is no time to lose.
-                live = live and websocket.state is websockets.State.OPEN
-                napped = live and not napped  # what came during a nap is read first
-                if napped:
-                    await asyncio.sleep(NAP)
-                    now = time.monotonic()
-                gulp = 0
-            last = now
-    except websockets.ConnectionClosedError as error:
+                    log.warning("%s: skipped a message: %.100r", call_sid, message)
+    except websockets.ConnectionClosedError as closed:
         if tracks:
-            log.warning("Call %s: the line dropped: %.200r", call_sid, str(error))
+            why = str(closed.sent or closed.rcvd or "no goodbye")
+            log.warning("%s: the line dropped: %.200r", call_sid, why)
     except Refused as refused:
         code, reason, came = refused.args
         log.warning("Refused a stream: %s; it is %.200s", reason, came)
+        await websocket.close(code, reason)
     finally:
-        if skipped:
-            log.warning("Call %s: skipped %d messages in all", call_sid, skipped)
-        await save(call_sid, tracks, directory)
-
-    # The answer to the close frame comes after what else has been sent: read that, too.
-    closing = asyncio.create_task(websocket.close(code, reason))
-    with contextlib.suppress(websockets.ConnectionClosed):
-        while True:
-            await websocket.recv()
-    await closing
+        if skipped > 1:
+            log.warning("%s: skipped %d messages in all", call_sid, skipped)
+        # Shielded, so that it is run even if the server, about to end, gives up waiting.
+        saving = websocket.loop.run_in_executor(saver, save, call_sid, tracks, folders)
+        await asyncio.shield(saving)
 
 
-def authorize(connection, request, token):
-    """Answer a handshake that does not carry exactly this bearer token with 401."""
+class Connection(websockets.ServerConnection):
+    """A connection that naps while it records, and leaves descriptors to save with."""
+
+    limit = sys.maxsize  # descriptors of this process
+    recording = False  # set by record()
+    warned = float("-inf")  # s on the loop's clock, when any of them was dropped
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        # It is the lowest free number: the upper half is for files, and to accept with.
+        if transport.get_extra_info("socket").fileno() >= self.limit // 2:
+            transport.abort()
+            if self.loop.time() > Connection.warned + 60:
+                Connection.warned = self.loop.time()
+                log.warning("Dropped connections: out of %d descriptors", self.limit)
+
+    def data_received(self, data):
+        super().data_received(data)
+        if self.recording and len(data) < BACKLOG:
+            self.transport.pause_reading()
+            self.loop.call_later(NAP, self.transport.resume_reading)
+
+
+def answer(connection, request, token):
+    """Answer a request that is not for a stream, or does not carry exactly the token."""
+    if "Upgrade" not in request.headers:
+        return connection.respond(200, ABOUT)
     given = ", ".join(request.headers.get_all("Authorization"))
-    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+    if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
         log.warning("Refused a connection: no or not the right bearer token")
         response = connection.respond(401, "A bearer token is needed.\n")
         response.headers["WWW-Authenticate"] = "Bearer"
@@ -284,59 +223,49 @@ def authorize(connection, request, token):
 
 
 def addresses(host):
-    """Return those addresses of `host` that this machine has, or else `host` itself.
-
-    Where there is no IPv6, localhost may still stand for ::1, and asyncio gives up.
-    """
-    found = []
+    """Yield what of `host` this machine has; asyncio does so from Python 3.13 on."""
     for family, *_, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
         with contextlib.suppress(OSError), socket.socket(family) as probe:
             probe.bind(address)
-            found.append(address[0])
-    return found or host
+            yield address[0]
 
 
-async def serve(args, token):
+async def serve(args, token, folders, saver):
     """Record streams until SIGINT (Ctrl-C) or SIGTERM, then save those in progress."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    # On Windows there is no SIGHUP, which comes when the terminal is closed, and no
-    # loop.add_signal_handler. With nohup, SIGHUP is ignored, and stays so.
-    signals = [
-        signum
-        for signum in signal.Signals
-        if signum.name in ("SIGINT", "SIGTERM")
-        or (signum.name == "SIGHUP" and signal.getsignal(signum) is not signal.SIG_IGN)
-    ]
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # of which Windows has no SIGHUP
+    signals = [signum for signum in signal.Signals if signum.name in names]
     for signum in signals:
-        signal.signal(signum, lambda *_: loop.call_soon_threadsafe(stop.set))
-    wanted = TRACKS if args.tracks == "both" else (args.tracks,)
-    check = functools.partial(authorize, token=token) if token else None
+        if signum.name != "SIGHUP" or signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda *_: loop.call_soon_threadsafe(stop.set))
     try:
         server = await websockets.serve(
-            functools.partial(record, directory=args.directory, wanted=wanted),
-            addresses(args.host),
+            functools.partial(record, wanted=args.tracks, folders=folders, saver=saver),
+            list(addresses(args.host)) or args.host,
             args.port,
-            process_request=check,
+            process_request=functools.partial(answer, token=token),
+            create_connection=Connection,
             compression=None,
             max_size=2**16,  # bytes
-            max_queue=0,  # reading stops while any message waits, as in a nap
-            open_timeout=5,  # s
+            max_queue=2**14,  # messages; far more than come between two naps
             close_timeout=2,  # s
+            backlog=min(Connection.limit // 16, 100),
         )
     except (OSError, OverflowError, UnicodeError) as error:
-        text = f"Cannot listen on port {args.port} of {args.host}: {error}"
-        sys.exit(f"{text}\nChoose another one with --port or --host.")
+        sys.exit(f"Cannot listen on --port {args.port} of {args.host}: {error}")
     host = f"[{args.host}]" if ":" in args.host else args.host
     port = server.sockets[0].getsockname()[1]
-    access = "a token is needed" if token else "no AUTH_BEARER_TOKEN: open to anybody"
-    log.info("Listening on ws://%s:%d (%s)", host, port, access)
+    log.info("Listening on ws://%s:%d and saving to %s", host, port, args.directory)
+    if not token:
+        log.info("No AUTH_BEARER_TOKEN: anybody who finds the address can send audio")
     await stop.wait()
     for signum in signals:
         signal.signal(signum, signal.SIG_IGN)  # impatience must not cost a call
+    if in_progress := sum(each.recording for each in server.connections):
+        log.info("Saving the calls in progress: %d", in_progress)
     server.close()
     # asyncio.run() cancels those who are not gone by then, which saves them as well.
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(server.wait_closed(), 3)
+    await asyncio.wait([loop.create_task(server.wait_closed())], timeout=3)
 
 
 def main():
@@ -346,24 +275,35 @@ def main():
         epilog="If AUTH_BEARER_TOKEN is set in the environment, streams need it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, choices = parser.add_argument, [*TRACKS, "both"]
-    add("--host", default="localhost", help="address to listen on")
-    add("--port", default=5000, type=int, help="port to listen on")
-    add("--directory", default=".", type=Path, help="folder for the recordings")
-    add("--tracks", default="both", choices=choices, help="what to save of a stream")
+    choices = [*TRACKS, "both"]
+    parser.add_argument("--host", default="localhost", help="address to listen on")
+    parser.add_argument("--port", default=5000, type=int, help="port to listen on")
+    parser.add_argument("--directory", default=".", type=Path, help="where to save")
+    parser.add_argument("--tracks", default="both", choices=choices, help="to be saved")
     args = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%X")
     log.setLevel(logging.INFO)
+    # Bytes behind a GET make the library log an error of its own, with a traceback.
+    library = logging.getLogger("websockets.server")
+    library.addFilter(lambda record: record.msg != "unexpected internal error")
     try:
         tempfile.TemporaryFile(dir=args.directory).close()
     except OSError as error:
-        text = f"Cannot write to the folder {args.directory}: {error.strerror}"
-        sys.exit(f"{text}\nChoose another one with --directory.")
+        sys.exit(f"Cannot write to folder {args.directory} (--directory): {error}")
     token = os.environ.get("AUTH_BEARER_TOKEN", "")
-    if not TOKEN.fullmatch(token):
+    if not token.isascii() or not token.isprintable() or " " in token:
         sys.exit("AUTH_BEARER_TOKEN must be ASCII characters without spaces")
-    asyncio.run(serve(args, token))
-    log.info("Stopped, saved %d recordings", next(saved))
+    with contextlib.suppress(ImportError):  # on Windows, which has no such limit
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        Connection.limit = min(most, 10240) if sys.platform == "darwin" else most
+        resource.setrlimit(resource.RLIMIT_NOFILE, (Connection.limit, most))
+    # One thread saves every call. It is started now: later, there may be none to be had.
+    with ThreadPoolExecutor(1) as saver:
+        folders = args.directory, Path(saver.submit(tempfile.gettempdir).result())
+        asyncio.run(serve(args, token, folders, saver))
+    log.info("Stopped")
 
 
 if __name__ == "__main__":

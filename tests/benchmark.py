@@ -1,20 +1,18 @@
-"""Measure what recording costs, next to a server that only receives.
+"""Measure what recording costs, next to a bare receive loop and a plain handler.
 
-Each runs as a process of its own, and this one plays the same calls to them in turn: how
-many microseconds a message takes is the machine's affair, how many times those of a bare
-receive loop is the recorder's. Takes less than two minutes.
+Each is a process of its own, and this one plays the same calls to them in turn, at the
+pace of phones and in a burst. How many microseconds a message takes is the machine's
+affair; the ratios are the recorder's. Takes less than two minutes.
 """
 
 import argparse
 import asyncio
+import base64
 import contextlib
-import itertools
-import os
+import json
 import random
-import re
 import select
 import selectors
-import socket
 import sys
 import tempfile
 import time
@@ -23,134 +21,71 @@ from statistics import median
 
 import psutil
 import websockets
-from simulate_call import CHUNK, TRACKS, call, connected, start, stop
-from websockets.client import ClientProtocol
+from stream import CHUNK, HEADER, TRACKS, Client, Server, call, recording, start, stop
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Response
-from websockets.uri import parse_uri
 
-APP = Path(__file__).parents[1] / "app.py"
-PATIENCE = 20  # s to wait for what takes milliseconds on an idle machine
 RATE = 1000 // CHUNK  # chunks per second of a track
 SIZE = 8 * CHUNK  # bytes of mu-law in a chunk
-HEADER = 58  # bytes before the audio in a mu-law WAV file
-
-VOICES = 7  # different audios, which the calls take in turn
-WARM_UP = 6  # s of the recorder's calls that are not measured
+WARM_UP = 1  # s of a call that are not measured
+MEASURED = 3  # s of a call that are
+BURST_CALLS = 5
+BURST = 120  # s of audio in each of them
+BATCH = 1000  # messages that are sent at once in a burst
 LATE = 0.05  # s that the player may be behind schedule
-IDLE = 500  # connections without a call
 HOUR = 3600  # s
 PING = 0.002  # s from a pong to the next ping
-CLIMB_ROUNDS, CLIMB_CALLS, CLIMB_SECONDS = 4, 10, 125  # 20 MB of audio a round
+
+# asyncio reads into a new buffer of 256 KiB each time. glibc maps and unmaps memory for
+# it in a fresh process, and takes it from the heap, which is cheaper, once such a block
+# has been freed. This is the state of a server that has been up for a while.
+UP_FOR_A_WHILE = {
+    "MALLOC_MMAP_THRESHOLD_": "266240",
+    "MALLOC_TRIM_THRESHOLD_": "532480",
+}
 
 
-async def receive():
-    """Run the bare receive loop."""
+async def bare(websocket):
+    """Receive."""
+    async for _ in websocket:
+        pass
 
-    async def handler(websocket):
-        async for _ in websocket:
-            pass
 
+async def plain(websocket):
+    """Receive, and keep the audio in lists."""
+    tracks = {"inbound": [], "outbound": []}
+    async for message in websocket:
+        data = json.loads(message)
+        if data["event"] == "media":
+            payload = base64.b64decode(data["media"]["payload"])
+            tracks[data["media"]["track"]].append(payload)
+
+
+async def serve(handler):
+    """Run a server with one of these handlers."""
     async with websockets.serve(handler, "127.0.0.1", 0, compression=None) as server:
         port = server.sockets[0].getsockname()[1]
         print(f"Listening on ws://127.0.0.1:{port}", file=sys.stderr, flush=True)
         await server.serve_forever()
 
 
-class Server:
-    """A server: its process, its url, and the folder it runs in."""
-
-    def __init__(self, process, url, folder):
-        self.process, self.url, self.folder = process, url, folder
-
-    def cpu(self):
-        """Return the CPU time it has used, in s."""
-        return sum(self.process.cpu_times()[:2])  # user and system
-
-    def memory(self):
-        """Return its resident bytes, once it has come to rest."""
-        time.sleep(0.5)
-        return self.process.memory_info().rss
-
-    def check(self, call_sid, audio):
-        """Return for each track in `audio` whether its file has exactly these bytes."""
-        paths = {t: self.folder / f"{t.capitalize()}-{call_sid}.wav" for t in audio}
-        return [
-            p.exists() and p.read_bytes()[HEADER:] == audio[t] for t, p in paths.items()
-        ]
-
-
 @contextlib.contextmanager
-def serving(*command):
-    """Run a server, the recorder if there is no other `command`, in a new folder."""
-    command = command or (APP, "--host", "127.0.0.1", "--port", "0")
-    environment = {k: v for k, v in os.environ.items() if k != "AUTH_BEARER_TOKEN"}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as cleanup:
-        path = Path(folder, "log")  # a pipe would have to be emptied all the time
-        log = cleanup.enter_context(path.open("w"))
-        command = [sys.executable, *command]
-        process = psutil.Popen(command, cwd=folder, env=environment, stderr=log)
-        cleanup.callback(process.wait, PATIENCE)
-        cleanup.callback(process.terminate)
-        deadline = time.monotonic() + PATIENCE
-        while not (found := re.search(r"Listening on (\S+).*\n", path.read_text())):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"The server does not start: {path.read_text()}")
-            time.sleep(0.01)
-        yield Server(process, found[1], Path(folder))
+def serving(handler=None):
+    """Run the recorder, or a server with the handler of this name, in a new folder."""
+    options = (
+        {"command": [sys.executable, __file__, "--serve", handler]} if handler else {}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder), AUTH_BEARER_TOKEN="", **options, **UP_FOR_A_WHILE)
+        server.usage = psutil.Process(server.process.pid)
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
-class Stream:
-    """A WebSocket on a bare socket, which takes frames that were made beforehand."""
-
-    def __init__(self, url):
-        uri = parse_uri(url)
-        self.socket = socket.create_connection((uri.host, uri.port), PATIENCE)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.send, self.close = self.socket.sendall, self.socket.close
-        self.protocol = ClientProtocol(uri)
-        self.stopped = None  # s on the clock when stop was sent
-        self.waited = None  # s from then until the server closed, having saved
-        self.protocol.send_request(self.protocol.connect())
-        self.wait_for(lambda event: isinstance(event, Response))
-
-    def flush(self):
-        self.send(b"".join(self.protocol.data_to_send()))
-
-    def read(self):
-        """Return the events that come next, after an answer to those that need one."""
-        data = self.socket.recv(65536)
-        if not data:
-            raise ConnectionError("The server has hung up")
-        self.protocol.receive_data(data)
-        self.flush()
-        if self.protocol.close_rcvd:
-            self.waited = time.perf_counter() - self.stopped
-        return self.protocol.events_received()
-
-    def wait_for(self, condition):
-        self.flush()
-        while not any(condition(event) for event in self.read()):
-            pass
-
-    def ping(self):
-        """Return how long the server takes to read what was sent and to answer, in s."""
-        began = time.perf_counter()
-        self.protocol.send_ping(b"")
-        self.wait_for(lambda event: event.opcode is Opcode.PONG)
-        return time.perf_counter() - began
-
-    def start(self, call_sid):
-        self.send(frame(connected()) + frame(start(call_sid, TRACKS)))
-
-    def stop(self):
-        self.stopped = time.perf_counter()
-        self.send(frame(stop()))
-
-    def finish(self):
-        """Wait, after stop, for the server to save the call and to close."""
-        while self.waited is None:
-            self.read()
+def cpu(server):
+    """Return the CPU time that a server has used, in s."""
+    return sum(server.usage.cpu_times()[:2])  # user and system
 
 
 def frame(message):
@@ -158,176 +93,153 @@ def frame(message):
     return Frame(Opcode.TEXT, message.encode()).serialize(mask=True)
 
 
-def media_frames(audio):
-    """Yield the frames of a call's media, inbound and outbound in turn."""
-    return (frame(m) for _, m in call("any", audio) if '"event": "media"' in m)
-
-
 def make_audio(seconds, seed):
     """Return random bytes for each track."""
     rng = random.Random(seed)
-    return {track: rng.randbytes(seconds * RATE * SIZE) for track in TRACKS}
+    return {track: rng.randbytes(int(seconds * RATE) * SIZE) for track in TRACKS}
 
 
-def row(label, *values):
-    print(f"{label:<52}", *(f"{value:>9}" for value in values), flush=True)
+def media_frames(audio):
+    """Return the frames of a call's media, inbound and outbound in turn."""
+    return [frame(text) for _, text in call("", audio) if '"event": "media"' in text]
 
 
-def push(streams, audio):
-    """Send `audio` on each of the streams, as fast as the server takes it."""
-    frames = media_frames(audio)
-    while batch := b"".join(itertools.islice(frames, 1000)):
-        for stream in streams:
-            stream.send(batch)
-        for stream in streams:
-            stream.ping()
+def check(server, call_sid, audio):
+    """Return for each track in `audio` whether its file has exactly these bytes."""
+    paths = {recording(server.directory, t, call_sid): d for t, d in audio.items()}
+    return [p.exists() and p.read_bytes()[HEADER:] == d for p, d in paths.items()]
 
 
-def play(server, prefix, frames, lengths, marks, saves):
-    """Play calls to `server` in real time, all at once; wait for them if it `saves`.
+def play(server, name, frames):
+    """Play calls at the pace of a phone, all at once, one for each list in `frames`.
 
-    `lengths` are those of the calls, in chunks of a track; the calls take the lists in
-    `frames` in turn. Returns the server's CPU times at the `marks`, in chunks, then for
-    each call how long it waited for its file, then how late the player was, all in s.
+    Returns the CPU time of a message, then for each call how long it took from its stop
+    to the close, then how late this player was at the worst, all in s.
     """
-    used, late = [], 0
-    with contextlib.ExitStack() as cleanup, selectors.DefaultSelector() as selector:
-        streams = [Stream(server.url) for _ in lengths]
-        for stream in streams:
-            cleanup.callback(stream.close)
-            selector.register(stream.socket, selectors.EVENT_READ, stream)
+    stopped, waited, late, used = {}, {}, 0, 0
+    last = max(len(each) // 2 for each in frames)
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        clients = [stack.enter_context(Client(server)) for _ in frames]
+        for client in clients:
+            selector.register(client.socket, selectors.EVENT_READ, client)
         began = time.perf_counter()
-        for tick in range(max(lengths) + RATE):  # the last hear within a second
-            if tick in marks:
-                used.append(server.cpu())
-            for number, (stream, length) in enumerate(
-                zip(streams, lengths, strict=True)
-            ):
-                due = began + (tick + number / len(lengths)) / RATE
-                early = due - time.perf_counter()
-                late = max(late, -early)
-                time.sleep(max(early, 0))
+        for tick in range(last + RATE):  # the last of them is closed within a second
+            if tick in (WARM_UP * RATE, (WARM_UP + MEASURED) * RATE):
+                used = cpu(server) - used
+            for number, client in enumerate(clients):
+                due = began + (tick + number / len(clients)) / RATE
+                late = max(late, time.perf_counter() - due)
+                time.sleep(max(due - time.perf_counter(), 0))
                 if tick == 0:
-                    stream.start(f"{prefix}-{number}")
-                if tick < length:
-                    for data in frames[number % VOICES][2 * tick : 2 * tick + 2]:
-                        stream.send(data)
-                elif tick == length:
-                    stream.stop()
+                    client.send(start(f"{name}-{number}", TRACKS))
+                for data in frames[number][2 * tick : 2 * tick + 2]:
+                    client.socket.sendall(data)
+                if 2 * tick == len(frames[number]):
+                    client.send(stop())
+                    stopped[client] = time.perf_counter()
                 for key, _ in selector.select(0):
-                    key.data.read()
-                    if key.data.waited is not None:
+                    with contextlib.suppress(ConnectionError):
+                        key.data.read()
+                    if key.data.protocol.close_rcvd:
+                        waited[key.data] = time.perf_counter()
                         selector.unregister(key.fileobj)
-        if saves:
-            for stream in streams:
-                stream.finish()
-    return used, [stream.waited for stream in streams], late
+    waits = [waited[client] - stopped[client] for client in waited]
+    return used / (len(clients) * 2 * MEASURED * RATE), waits, late
 
 
-def measure_cpu(calls, seconds, rounds):
-    """Compare the CPU time that a message takes; return whether each file is right."""
-    audios = [make_audio(WARM_UP + seconds + 1, seed) for seed in range(VOICES)]
-    frames = [list(media_frames(audio)) for audio in audios]
-    rate = RATE * len(TRACKS)  # messages per second of a call
-    ours, theirs, waits, checks, latest = [], [], [], [], 0
-    with serving() as recorder, serving(__file__, "--bare") as bare:
+def burst(server, name, frames):
+    """Play calls as fast as the server takes them, one for each list in `frames`.
+
+    Returns the CPU time of a message in s.
+    """
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(server)) for _ in frames]
+        for number, client in enumerate(clients):
+            client.send(start(f"{name}-{number}", TRACKS))
+            client.sync()
+        used = cpu(server)
+        for place in range(0, len(frames[0]), BATCH):
+            for client, each in zip(clients, frames, strict=True):
+                client.socket.sendall(b"".join(each[place : place + BATCH]))
+        for client in clients:
+            client.sync()
+        used = cpu(server) - used
+        for client in clients:
+            client.send(stop())
+    return used / sum(map(len, frames))
+
+
+def compare(calls, rounds):
+    """Compare the CPU times of a message; return whether each file is right."""
+    # They hang up one after the other, in the second after what is measured.
+    lengths = [WARM_UP + MEASURED + number / calls for number in range(calls)]
+    audios = [make_audio(seconds, n) for n, seconds in enumerate(lengths)]
+    frames = [media_frames(audio) for audio in audios]
+    long_audios = [make_audio(BURST, n) for n in range(BURST_CALLS)]
+    long_frames = [media_frames(audio) for audio in long_audios]
+    paces, bursts, waits, checks, latest = [], [], [], [], 0
+    with serving("bare") as one, serving("plain") as two, serving() as recorder:
+        servers = one, two, recorder
         for number in range(rounds):
-            # The recorder reads a young call without naps, which is not measured.
-            for server, warm_up, costs in (recorder, WARM_UP, ours), (bare, 1, theirs):
-                end = (warm_up + seconds) * RATE
-                # They hang up one after the other in the second after it.
-                lengths = [end + RATE * call // calls for call in range(calls)]
-                prefix, marks = f"call-{number}", (warm_up * RATE, end)
-                used, times, late = play(
-                    server, prefix, frames, lengths, marks, server is recorder
-                )
-                costs.append((used[1] - used[0]) / (calls * seconds * rate))
+            costs = []
+            for server in servers:
+                cost, times, late = play(server, f"call-{number}", frames)
+                costs.append(cost)
                 latest = max(late, latest)
-                if server is recorder:
-                    waits += times
-                    for call, length in enumerate(lengths):
-                        audio = audios[call % VOICES].items()
-                        audio = {track: data[: length * SIZE] for track, data in audio}
-                        checks += recorder.check(f"{prefix}-{call}", audio)
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    costs = median(ours), median(theirs)
-    row("", "recorder", "bare loop", "ratio")
-    each = [f"{cost * 1e6:.1f}" for cost in costs]
-    row("CPU time of a message, us", *each, f"{median(ratios):.2f}")
-    row("Two-track calls a core could carry", *(f"{1 / c / rate:.0f}" for c in costs))
-    row("Ratio in each round", *(f"{ratio:.2f}" for ratio in ratios))
+            waits += times  # of the recorder, which is the last
+            paces.append(costs)
+            bursts.append([burst(x, f"burst-{number}", long_frames) for x in servers])
+        recorder.stop()
+        for number in range(rounds):
+            for prefix, each in ("call", audios), ("burst", long_audios):
+                for call_number, audio in enumerate(each):
+                    checks += check(recorder, f"{prefix}-{number}-{call_number}", audio)
+    row("", "bare loop", "plain", "recorder", "to bare", "to plain")
+    for label, costs in ("at the pace of calls", paces), ("in a burst", bursts):
+        each = [f"{median(column) * 1e6:.1f}" for column in zip(*costs, strict=True)]
+        each.append(f"{median(ours / other for other, _, ours in costs):.2f}")
+        each.append(f"{median(ours / other for _, other, ours in costs):.2f}")
+        row(f"CPU time of a message {label}, us", *each)
     each = [f"{wait * 1e3:.0f}" for wait in (median(waits), max(waits))]
-    row("From stop to file, median and worst, ms", *each)
+    row("From stop to the files, median and worst, ms", *each)
     if latest > LATE:
         print(f"The player fell {latest * 1e3:.0f} ms behind: these are its limits.")
     return checks
 
 
-def measure_idle():
-    """Measure the memory of a connection without a call."""
-    with serving() as recorder, contextlib.ExitStack() as cleanup:
-        # The first loads what is loaded only once.
-        cleanup.callback(Stream(recorder.url).close)
-        before = recorder.memory()
-        for _ in range(IDLE):
-            cleanup.callback(Stream(recorder.url).close)
-        growth = recorder.memory() - before
-    row("Memory of an idle connection, KiB", f"{growth / IDLE / 2**10:.1f}")
-
-
 def measure_hour():
-    """Measure the memory of a one-hour call, and how long another waits for its file.
+    """Measure the memory of a one-hour call, and how long others wait for its file.
 
     Returns whether each file is right.
     """
     audio = make_audio(HOUR, "hour")
-    with serving() as recorder, contextlib.ExitStack() as cleanup:
-        hour, other = Stream(recorder.url), Stream(recorder.url)
-        cleanup.callback(hour.close)
-        cleanup.callback(other.close)
-        hour.start("hour")
-        hour.ping()
-        before = recorder.memory()
-        push([hour], audio)
-        growth = recorder.memory() - before
-        hour.stop()
-        pings = []
+    frames, pings = media_frames(audio), []
+    with serving() as recorder, Client(recorder) as hour, Client(recorder) as other:
+        hour.send(start("hour", TRACKS))
+        hour.sync()
+        before = recorder.usage.memory_info().rss
+        for batch in (frames[n : n + BATCH] for n in range(0, len(frames), BATCH)):
+            hour.socket.sendall(b"".join(batch))
+        hour.sync()
+        growth = recorder.usage.memory_info().rss - before
+        hour.send(stop())
+        stopped = time.perf_counter()
         while not select.select([hour.socket], [], [], PING)[0]:
-            pings.append(other.ping())
-        hour.finish()
-        checks = recorder.check("hour", audio)
+            pinged = time.perf_counter()
+            other.sync()
+            pings.append(time.perf_counter() - pinged)
+        waited = time.perf_counter() - stopped
+        hour.wait_closed()
+        checks = check(recorder, "hour", audio)
     size = sum(map(len, audio.values()))
     row("Memory of a byte of audio in progress, bytes", f"{growth / size:.2f}")
-    row("From stop to file of a one-hour call, ms", f"{hour.waited * 1e3:.0f}")
-    row("Worst ping of another stream meanwhile, ms", f"{max(pings) * 1e3:.1f}")
+    row("From stop to the files of a one-hour call, ms", f"{waited * 1e3:.0f}")
+    row("Worst ping of another connection meanwhile, ms", f"{max(pings) * 1e3:.1f}")
     return checks
 
 
-def measure_climb():
-    """Measure the memory before and after each of some rounds of calls.
-
-    Returns whether each file is right.
-    """
-    checks = []
-    with serving() as recorder:
-        sizes = [recorder.memory()]
-        for number in range(CLIMB_ROUNDS):
-            audio = make_audio(CLIMB_SECONDS, number)
-            names = [f"round-{number}-{call}" for call in range(CLIMB_CALLS)]
-            streams = [Stream(recorder.url) for _ in names]
-            with contextlib.ExitStack() as cleanup:
-                for stream, name in zip(streams, names, strict=True):
-                    cleanup.callback(stream.close)
-                    stream.start(name)
-                push(streams, audio)
-                for stream in streams:
-                    stream.stop()
-                for stream in streams:
-                    stream.finish()
-            sizes.append(recorder.memory())
-            checks += itertools.chain(*(recorder.check(n, audio) for n in names))
-    row("Memory at first and after rounds of 20 MB, MiB", *(s // 2**20 for s in sizes))
-    return checks
+def row(label, *values):
+    print(f"{label:<48}", *(f"{value:>9}" for value in values), flush=True)
 
 
 def main():
@@ -335,20 +247,22 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add = parser.add_argument
-    add("--calls", default=100, type=int, help="two-track calls at once")
-    add("--seconds", default=3, type=int, help="how long a round is measured")
-    add("--rounds", default=5, type=int, help="how many rounds there are")
-    add("--bare", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if min(args.calls, args.seconds, args.rounds) < 1:
-        sys.exit("--calls, --seconds and --rounds must be 1 or more")
-    if args.bare:
-        asyncio.run(receive())
+    parser.add_argument(
+        "--calls", default=100, type=int, help="two-track calls at once"
+    )
+    parser.add_argument(
+        "--rounds", default=5, type=int, help="how many rounds there are"
+    )
+    parser.add_argument("--serve", choices=["bare", "plain"], help=argparse.SUPPRESS)
+    args, _ = parser.parse_known_args()
+    if args.serve:
+        asyncio.run(serve(globals()[args.serve]))
         return
-    checks = measure_cpu(args.calls, args.seconds, args.rounds)
-    measure_idle()
-    checks += measure_hour() + measure_climb()
+    if min(args.calls, args.rounds) < 1:
+        sys.exit("--calls and --rounds must be 1 or more")
+    print("Each server has its memory as one has that has been up for a while.")
+    checks = compare(args.calls, args.rounds)
+    checks += measure_hour()
     row("Files with every byte, of all files", sum(checks), len(checks))
 
 

@@ -2,144 +2,122 @@
 
 import argparse
 import asyncio
-import base64
-import json
-import random
+import itertools
+import os
+import shlex
+import signal
+import socket
+import ssl
+import struct
 import sys
 import uuid
 from pathlib import Path
 
-import pywav
 import websockets
+from stream import MULAW, TRACKS, call, play, recording
+from websockets.uri import parse_uri
 
 HERE = Path(__file__).parent
-TRACKS = ("inbound", "outbound")
-MULAW_WAV = (7, 1, 8000)  # format code, channels, sample rate
-MULAW = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
-CHUNK = 20  # ms of audio in a message
-SAMPLE_WIDTHS = {"audio/x-mulaw": 1, "audio/x-alaw": 1, "audio/x-l16": 2}  # bytes
-
-
-def connected():
-    """Return the message that comes first."""
-    return json.dumps({"event": "connected", "protocol": "Call", "version": "0.2.0"})
-
-
-def start(call_sid, tracks, media_format=MULAW, **fields):
-    """Return the message that names the call; `fields` replace those of `start`."""
-    body = {
-        "streamSid": str(uuid.uuid4()),
-        "accountSid": str(uuid.uuid4()),
-        "callSid": call_sid,
-        "tracks": list(tracks),
-        "mediaFormat": media_format,
-    }
-    return json.dumps({"event": "start", "sequenceNumber": "1", "start": body | fields})
-
-
-def media(track, payload, timestamp, chunk=1, sequence_number=2):
-    """Return the message that carries `payload`, bytes for `timestamp` ms."""
-    body = {
-        "track": track,
-        "chunk": str(chunk),
-        "timestamp": str(timestamp),
-        "payload": base64.b64encode(payload).decode(),
-    }
-    number = str(sequence_number)
-    return json.dumps({"event": "media", "sequenceNumber": number, "media": body})
-
-
-def stop(sequence_number=3):
-    """Return the message that comes last."""
-    return json.dumps({"event": "stop", "sequenceNumber": str(sequence_number)})
-
-
-def call(call_sid, audio, media_format=MULAW, loss=0.0, seed=None, pause=None):
-    """Yield the messages of a call, each with its time in ms since the call's start.
-
-    `audio` maps the names of the tracks to their bytes. Of the chunks, the fraction
-    `loss` is not sent, chosen by `seed`. `pause` is a track, a place in its audio in s,
-    and how many s nothing is sent there; what follows comes that much later.
-    """
-    pause_track, pause_at, pause_length = pause or (None, 0, 0)
-    rng = random.Random(seed)
-    width = SAMPLE_WIDTHS[media_format["encoding"].lower()]
-    size = media_format["sampleRate"] * width * CHUNK // 1000
-    chunks = []
-    end = 0
-    for track, data in audio.items():
-        for number, place in enumerate(range(0, len(data), size)):
-            timestamp = number * CHUNK
-            if track == pause_track and timestamp >= pause_at * 1000:
-                timestamp += int(pause_length * 1000)
-            end = max(end, timestamp + CHUNK)
-            if rng.random() >= loss:
-                chunks.append(
-                    (timestamp, track, number + 1, data[place : place + size])
-                )
-    chunks.sort(key=lambda chunk: chunk[0])
-    yield 0, connected()
-    yield 0, start(call_sid, audio, media_format)
-    for sequence_number, (timestamp, track, number, payload) in enumerate(chunks, 2):
-        yield timestamp, media(track, payload, timestamp, number, sequence_number)
-    yield end, stop(len(chunks) + 2)
-
-
-async def play(url, messages, fast=False, token=None):
-    """Send `messages` to `url`, and wait for the server to save them and to hang up.
-
-    Each is sent at its time or, if `fast`, at once. Raises OSError where there is no
-    server, websockets.WebSocketException where it does not take the call to its end.
-    """
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with websockets.connect(
-        url, additional_headers=headers, compression=None, proxy=None
-    ) as websocket:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        for time, message in messages:
-            if not fast:
-                await asyncio.sleep(began + time / 1000 - loop.time())
-            await websocket.send(message)
-        async for _ in websocket:  # until it is closed; raises if that is for an error
-            pass
+MULAW_WAV = struct.pack("<HHI", 7, 1, 8000)  # format code, channels, sample rate in Hz
+DAY = 86400  # s
 
 
 def read_mulaw(path):
-    """Return the audio in a mu-law WAV file; raises ValueError where it is another."""
+    """Return the audio in a mu-law WAV file; end the program if it is not one."""
     try:
-        wav = pywav.WavRead(path)
+        data = Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"Cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # pywav raises nothing narrower
-        raise ValueError(f"{path} is not a WAV file: {error}") from error
-    if (wav.getaudioformat(), wav.getnumofchannels(), wav.getsamplerate()) != MULAW_WAV:
-        raise ValueError(
-            f"{path} is not a WAV file of mu-law at 8000 Hz with 1 channel"
+        sys.exit(f"Cannot read {path}: {error.strerror}")
+    chunks, place = {}, 12
+    while place + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, place)
+        # A size that was not known, as in a pipe, is the largest: all that is left.
+        chunks.setdefault(name, data[place + 8 : place + 8 + size])
+        place += 8 + size + size % 2
+    is_wav = data[:4] + data[8:12] == b"RIFFWAVE"
+    is_mulaw = chunks.get(b"fmt ", b"").startswith(MULAW_WAV)
+    if not (is_wav and is_mulaw and chunks.get(b"data")):
+        old, new = shlex.quote(str(path)), shlex.quote(f"{Path(path).stem}-mulaw.wav")
+        sys.exit(
+            f"{path} is not a WAV file of mu-law audio at 8000 Hz with 1 channel. "
+            f"Convert it: ffmpeg -i {old} -ar 8000 -ac 1 -c:a pcm_mulaw {new} "
+            f"or sox {old} -r 8000 -c 1 -e mu-law {new}"
         )
-    return wav.getdata()
+    return chunks[b"data"]
 
 
 def parse_pause(text):
-    """Return the track, the place and the length in s of a pause, for argparse."""
-    track, at, length = text.split(":")
-    if track not in TRACKS:
-        raise ValueError(f"{track} is not a track")
-    return track, float(at), float(length)
-
-
-async def simulate(args, audio):
-    """Play the calls that `args` asks for and return their callSids.
-
-    Raises OSError or websockets.WebSocketException if the server does not take them.
-    """
-    call_sids = [str(uuid.uuid4()) for _ in range(args.calls)]
-    calls = (
-        call(call_sid, audio, MULAW, args.loss, args.seed, args.pause)
-        for call_sid in call_sids
+    """Return track, place and length in s of a pause; end the program if it is none."""
+    try:
+        track, at, length = text.split(":")
+        pause = track, float(at), float(length)
+        if track in TRACKS and all(0 <= seconds <= DAY for seconds in pause[1:]):
+            return pause
+    except ValueError:
+        pass
+    sys.exit(
+        f"--pause must be TRACK:AT:SECONDS, such as inbound:1:2.5, with "
+        f"{' or '.join(TRACKS)} and two times of 0 to {DAY} s, not {text}"
     )
-    await asyncio.gather(*(play(args.url, c, args.fast, args.token) for c in calls))
-    return call_sids
+
+
+async def count_seconds(begun):
+    """Count the seconds, and the calls in `begun`, on the terminal if there is one."""
+    if not sys.stdout.isatty():
+        return
+    try:
+        for seconds in itertools.count():
+            line = f"\r{seconds} s: streaming {len(begun)} call(s)"
+            print(line, end="", flush=True)
+            await asyncio.sleep(1)
+    finally:
+        print(f"\r{'':40}\r", end="", flush=True)
+
+
+async def simulate(args, audio, pause, begun):
+    """Play the calls that `args` asks for; add their callSids to `begun` as they begin.
+
+    Raises what play() raises if the server does not take one of them to its end.
+    """
+
+    def messages(call_sid):
+        begun.append(call_sid)  # play() comes here once it is connected
+        yield from call(call_sid, audio, MULAW, args.loss, args.seed, pause)
+
+    calls = [messages(str(uuid.uuid4())) for _ in range(args.calls)]
+    counting = asyncio.create_task(count_seconds(begun))
+    try:
+        await asyncio.gather(*(play(args.url, c, args.fast, args.token) for c in calls))
+    finally:
+        counting.cancel()
+
+
+def explain(error, token):
+    """Return in words why play(), given `token`, raised `error`."""
+    match error:
+        case websockets.InvalidStatus(response=response):
+            if response.status_code != 401:
+                return f"that is no recorder, it answers HTTP {response.status_code}"
+            return f"the server wants {'another' if token else 'a'} token (--token)"
+        case websockets.InvalidHandshake() | websockets.InvalidURI():  # of a redirect
+            return "what answers there is no WebSocket server"
+        case websockets.ConnectionClosed(rcvd=None):
+            return "the connection broke (a recorder that is killed saves nothing)"
+        case websockets.ConnectionClosed(rcvd=close) if close.code == 1001:
+            return "the server was stopped"
+        case websockets.ConnectionClosed(rcvd=close):
+            return f"the server hung up: {close}"
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not valid: {error.verify_message}"
+        case ssl.SSLError() | ConnectionResetError(errno=None):
+            return "what answers there speaks no TLS; try ws:// instead of wss://"
+        case TimeoutError():
+            return "no answer"
+        case socket.gaierror() | ValueError():
+            return "there is no such host, or no network"
+        case ConnectionRefusedError() | OSError(errno=None):  # None: several addresses
+            return "connection refused; is app.py running, and on that port?"
+    return os.strerror(error.errno)
 
 
 def main():
@@ -147,34 +125,50 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add = parser.add_argument
-    add("url", nargs="?", default="ws://localhost:5000", help="where the recorder is")
-    add("--inbound", default=HERE / "inbound.wav", help="mu-law WAV file to stream")
-    add("--outbound", default=HERE / "outbound.wav", help="mu-law WAV file to stream")
+    url, audio_file = "ws://localhost:5000", "mu-law WAV file to stream"
     choices = [*TRACKS, "both"]
-    add("--tracks", default="both", choices=choices, help="which of them to stream")
-    add("--token", help="token for the Authorization header")
-    add("--calls", default=1, type=int, help="how many calls at once")
-    add("--fast", action="store_true", help="as fast as possible, not in real time")
-    add("--loss", default=0.0, type=float, help="fraction of the chunks to lose")
-    add("--seed", default=1, type=int, help="which of the chunks to lose")
-    pause = {"type": parse_pause, "metavar": "TRACK:AT:SECONDS"}
-    add("--pause", **pause, help="send nothing of a track for SECONDS, AT s into it")
+    pause_help = "send nothing of a track for SECONDS, AT s into it"
+    parser.add_argument("url", nargs="?", default=url, help="where the recorder is")
+    parser.add_argument("--inbound", default=HERE / "inbound.wav", help=audio_file)
+    parser.add_argument("--outbound", default=HERE / "outbound.wav", help=audio_file)
+    parser.add_argument("--tracks", default="both", choices=choices, help="to stream")
+    parser.add_argument("--token", help="token for the Authorization header")
+    parser.add_argument("--calls", default=1, type=int, help="how many calls at once")
+    parser.add_argument("--fast", action="store_true", help="not in real time")
+    parser.add_argument("--loss", default=0.0, type=float, help="fraction to lose")
+    parser.add_argument("--seed", default=1, type=int, help="which chunks to lose")
+    parser.add_argument("--pause", metavar="TRACK:AT:SECONDS", help=pause_help)
     args = parser.parse_args()
-    if args.calls < 1 or not 0 <= args.loss <= 1:
-        sys.exit("--calls must be 1 or more, --loss 0 to 1")
-    tracks = TRACKS if args.tracks == "both" else [args.tracks]
     try:
-        audio = {track: read_mulaw(getattr(args, track)) for track in tracks}
-        call_sids = asyncio.run(simulate(args, audio))
-    except ValueError as error:
-        sys.exit(str(error))
-    except (OSError, websockets.WebSocketException) as error:
-        sys.exit(f"No call to {args.url}: {error}")
-    print(f"Streamed {args.calls} call(s) to {args.url}.")
-    names = [f"{t.capitalize()}-{c}.wav" for c in call_sids for t in tracks]
-    more = f"and {len(names) - 2} more " if len(names) > 2 else ""
-    print("Look for", *names[:2], f"{more}in the folder of the recordings.")
+        parse_uri(args.url)
+    except (ValueError, websockets.InvalidURI):
+        example = "ws://localhost:5000 or wss://a1b2.ngrok-free.app"
+        sys.exit(f"The url must be like {example}, not {args.url}")
+    if args.calls < 1:
+        sys.exit(f"--calls must be 1 or more, not {args.calls}")
+    if not 0 <= args.loss < 1:
+        sys.exit(f"--loss must be 0 or more and less than 1, not {args.loss:g}")
+    pause = None if args.pause is None else parse_pause(args.pause)
+    tracks = TRACKS if args.tracks == "both" else [args.tracks]
+    audio = {track: read_mulaw(getattr(args, track)) for track in tracks}
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # of a background job, too
+    begun, failure = [], None
+    try:
+        asyncio.run(simulate(args, audio, pause, begun))
+    except KeyboardInterrupt:
+        failure = "Ctrl-C"
+    except (OSError, ValueError, websockets.WebSocketException) as error:
+        failure = explain(error, args.token)
+    if failure and not begun:
+        sys.exit(f"No call to {args.url}: {failure}")
+    files = [str(recording(Path(), track, sid)) for sid in begun for track in tracks]
+    more = f" and {len(files) - 2} more" if len(files) > 2 else ""
+    look = f"Look for {' '.join(files[:2])}{more} in the folder of the recordings"
+    if failure:
+        until = f"{failure}. {look}, with what came until then."
+        sys.exit(f"Streaming to {args.url} ended early: {until}")
+    print(f"Streamed {args.calls} call(s) to {args.url}.\n{look}.")
 
 
 if __name__ == "__main__":

@@ -1,92 +1,59 @@
-"""From a stream to its WAV files."""
+"""From a stream to its WAV files, and what the log says of it."""
 
-import asyncio
 import random
-import uuid
 
 import pytest
-from conftest import check_recording, open_stream, stream, wait_closed
-from simulate_call import call, media, play, start, stop
+from checks import check_recording, check_saved, record, talk
+from stream import Client, connected, media, recording, start, stop
 
 AUDIO = {
     "inbound": random.Random(1).randbytes(8000),
     "outbound": random.Random(2).randbytes(6050),
 }
-
-
-def recordings(server, call_sid):
-    """Return the names of the call's files, without the callSid."""
-    paths = server.directory.glob(f"*{call_sid}*")
-    return sorted(path.name.replace(call_sid, "") for path in paths)
+INBOUND = media("inbound", AUDIO["inbound"], 0)
 
 
 def check_tracks(server, call_sid, audio):
     """Assert that the call has a file for each track in `audio`, and no more."""
-    names = [f"{track.capitalize()}-.wav" for track in audio]
-    assert recordings(server, call_sid) == sorted(names)
+    names = {f"{track.capitalize()}-{call_sid}.wav" for track in audio}
+    assert {path.name for path in server.directory.glob(f"*{call_sid}*")} == names
     for track, data in audio.items():
-        path = server.directory / f"{track.capitalize()}-{call_sid}.wav"
-        check_recording(path, data)
+        check_saved(server, call_sid, data, track)
+
+
+def log_of(server, call_sid):
+    """Return the lines about a call, without their time and level, once it has ended."""
+    server.wait_for(f"Outbound-{call_sid}.wav")
+    return [line.split(" ", 2)[2] for line in server.lines if call_sid in line]
 
 
 @pytest.mark.parametrize("tracks", [["inbound"], ["outbound"], ["inbound", "outbound"]])
 def test_each_track_that_is_streamed_gets_a_file(server, call_sid, tracks):
     audio = {track: AUDIO[track] for track in tracks}
-    stream(server, call_sid, audio)
+    record(server, call_sid, audio)
     check_tracks(server, call_sid, audio)
 
 
 def test_stop_closes_the_connection_with_the_file_saved(server, call_sid):
-    with open_stream(server, call_sid) as websocket:
-        websocket.send(media("inbound", AUDIO["inbound"], 0))
-        websocket.send(stop())
-        assert wait_closed(websocket) == (1000, "")
-        check_tracks(server, call_sid, {"inbound": AUDIO["inbound"]})
+    with Client(server) as client:
+        client.send(connected(), start(call_sid), INBOUND, stop())
+        assert client.wait_closed() == (1000, "")
+        assert recording(server.directory, "inbound", call_sid).exists()
 
 
 def test_two_streams_of_a_call_record_a_track_each(server, call_sid):
-    with (
-        open_stream(server, call_sid, ["inbound"]) as inbound,
-        open_stream(server, call_sid, ["outbound"]) as outbound,
-    ):
-        inbound.send(media("inbound", AUDIO["inbound"], 0))
-        outbound.send(media("outbound", AUDIO["outbound"], 0))
-        for websocket in inbound, outbound:
-            websocket.send(stop())
-            assert wait_closed(websocket) == (1000, "")
+    with Client(server) as inbound, Client(server) as outbound:
+        inbound.send(start(call_sid, ["inbound"]))
+        outbound.send(start(call_sid, ["outbound"]))
+        inbound.send(INBOUND, stop())
+        outbound.send(media("outbound", AUDIO["outbound"], 0), stop())
+        assert inbound.wait_closed() == outbound.wait_closed() == (1000, "")
     check_tracks(server, call_sid, AUDIO)
 
 
-def test_a_track_without_audio_gets_no_file(server, call_sid):
-    with open_stream(server, call_sid, AUDIO) as websocket:
-        websocket.send(media("inbound", b"", 0))
-        websocket.send(stop())
-        wait_closed(websocket)
-    assert recordings(server, call_sid) == []
-    assert not any("WARNING" in x for x in server.lines if call_sid in x)
-
-
 def test_an_odd_number_of_bytes(server, call_sid):
-    stream(server, call_sid, {"inbound": AUDIO["inbound"][:333]})
+    record(server, call_sid, {"inbound": AUDIO["inbound"][:333]})
     check_tracks(server, call_sid, {"inbound": AUDIO["inbound"][:333]})
-
-
-def test_fifty_two_track_calls_at_once(server):
-    calls = {
-        str(uuid.uuid4()): {t: random.randbytes(8000) for t in AUDIO} for _ in range(50)
-    }
-
-    async def play_all():
-        await asyncio.gather(
-            *(
-                play(server.url, call(sid, audio), fast=True)
-                for sid, audio in calls.items()
-            )
-        )
-
-    asyncio.run(play_all())
-    for call_sid, audio in calls.items():
-        check_tracks(server, call_sid, audio)
 
 
 def media_format(encoding, sample_rate, channels=1):
@@ -94,101 +61,105 @@ def media_format(encoding, sample_rate, channels=1):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "sample_rate"),
+    ("encoding", "sample_rate", "words"),
     [
-        ("audio/x-mulaw", 8000),
-        ("AUDIO/X-MULAW", 8000),
-        ("audio/x-alaw", 8000),
-        ("audio/x-L16", 16000),
-        ("audio/x-L16", 24000),
-        ("audio/x-l16", 24000),
+        ("audio/x-mulaw", 8000, "mu-law, 8 kHz"),
+        ("AUDIO/X-MULAW", 8000, "mu-law, 8 kHz"),
+        ("audio/x-alaw", 8000, "A-law, 8 kHz"),
+        ("audio/x-L16", 16000, "L16, 16 kHz"),
+        ("audio/x-l16", 24000, "L16, 24 kHz"),
+        ("audio/x-l16", 11025, "L16, 11.025 kHz"),
     ],
 )
-def test_media_formats(server, call_sid, encoding, sample_rate):
-    stream(server, call_sid, AUDIO, media_format(encoding, sample_rate))
+def test_media_formats(server, call_sid, encoding, sample_rate, words):
+    record(server, call_sid, AUDIO, media_format(encoding, sample_rate))
     for track, data in AUDIO.items():
-        path = server.directory / f"{track.capitalize()}-{call_sid}.wav"
+        path = recording(server.directory, track, call_sid)
         check_recording(path, data, encoding, sample_rate)
-    rate = sample_rate * (2 if "16" in encoding else 1)
-    server.wait_for("Saved", f"Inbound-{call_sid}.wav", f"{8000 / rate:.1f} s")
+    seconds = 8000 / sample_rate / (2 if "16" in encoding else 1)
+    lines = log_of(server, call_sid)
+    assert f"{call_sid}: both tracks, {words}\n" in lines
+    assert f"Saved Inbound-{call_sid}.wav, {seconds:.1f} s\n" in lines
 
 
-@pytest.mark.parametrize("absent", [{}, {"mediaFormat": None}])
+@pytest.mark.parametrize("absent", ['"mediaFormat": null', '"format": {}'])
 def test_without_a_media_format_it_is_mulaw(server, call_sid, absent):
-    message = start(call_sid, ["inbound"], **absent)
-    if not absent:
-        message = message.replace('"mediaFormat"', '"format"')
-    with server.connect() as websocket:
-        websocket.send(message)
-        websocket.send(media("inbound", AUDIO["inbound"], 0))
-        websocket.send(stop())
-        wait_closed(websocket)
+    message = start(call_sid, media_format=None).replace('"mediaFormat": null', absent)
+    talk(server, message, INBOUND, stop())
     check_tracks(server, call_sid, {"inbound": AUDIO["inbound"]})
 
 
-@pytest.mark.parametrize(
-    "refused",
-    [
-        media_format("audio/opus", 48000),
-        media_format("", 8000),
-        media_format(None, 8000),
-        media_format("audio/x-mulaw", 0),
-        media_format("audio/x-mulaw", -8000),
-        media_format("audio/x-mulaw", "8000"),
-        media_format("audio/x-mulaw", 8000.5),
-        media_format("audio/x-mulaw", True),
-        media_format("audio/x-mulaw", None),
-        media_format("audio/x-L16", 10**12),
-        media_format("audio/x-L16", 16000, channels=2),
-        media_format("audio/x-L16", 16000, channels=None),
-        {},
-        [],
-        "audio/x-mulaw",
-    ],
-)
+MULAW, L16 = "audio/x-mulaw", "audio/x-L16"
+REFUSED = [media_format(MULAW, rate) for rate in (0, -8000, "8000", 8000.5, True, None)]
+REFUSED += [media_format(encoding, 8000) for encoding in ("audio/opus", "", None)]
+REFUSED += [media_format(L16, 10**12), media_format(L16, 16000, channels=2)]
+REFUSED += [media_format(L16, 16000, channels=None), {}, [], "audio/x-mulaw"]
+
+
+@pytest.mark.parametrize("refused", REFUSED, ids=str)
 def test_a_format_that_would_get_a_wrong_header_is_refused(server, call_sid, refused):
-    before = len(server.lines)
-    with open_stream(server, call_sid, media_format=refused) as websocket:
-        code, reason = wait_closed(websocket)
-    assert code == 1003
-    assert "audio/x-mulaw" in reason
-    server.wait_for(
-        "Refused", "audio/x-mulaw, audio/x-alaw, audio/x-l16", repr(refused)
-    )
-    assert len(server.lines) == before + 1
-    assert recordings(server, call_sid) == []
+    code, reason = talk(server, start(call_sid, media_format=refused))
+    assert code == 1003 and "audio/x-mulaw" in reason
+    encodings = "audio/x-mulaw, audio/x-alaw, audio/x-l16"
+    server.wait_for("WARNING Refused", encodings, repr(refused))
+    check_tracks(server, call_sid, {})
 
 
 def test_events_that_are_not_for_a_recorder_are_passed_over(server, call_sid):
-    others = [
-        '{"event":"dtmf","dtmf":{"digit":"1"}}',
-        '{"event":"mark"}',
-        '{"event":""}',
-    ]
-    with open_stream(server, call_sid) as websocket:
-        for message in [
-            *others,
-            media("inbound", AUDIO["inbound"], 0),
-            *others,
-            stop(),
-        ]:
-            websocket.send(message)
-        wait_closed(websocket)
+    dtmf = '{"event":"dtmf","dtmf":{"digit":"1"}}'
+    others = [dtmf, '{"event":"mark"}', '{"event":""}']
+    talk(server, start(call_sid), *others, INBOUND, *others, stop())
     check_tracks(server, call_sid, {"inbound": AUDIO["inbound"]})
     assert not any("WARNING" in x for x in server.lines if call_sid in x)
 
 
-def test_the_log_has_a_line_for_the_start_and_one_for_each_file(server, call_sid):
-    stream(server, call_sid, AUDIO)
-    server.wait_for("Saved", f"Outbound-{call_sid}.wav", "0.8 s")
-    lines = [line for line in server.lines if call_sid in line]
-    assert len(lines) == 3
-    assert "['inbound', 'outbound'] started, audio/x-mulaw, 8000 Hz" in lines[0]
-    assert "Saved" in lines[1] and f"Inbound-{call_sid}.wav, 1.0 s" in lines[1]
+def test_the_log_says_what_starts_and_what_came_of_each_track(server, call_sid):
+    record(server, call_sid, AUDIO)
+    assert log_of(server, call_sid) == [
+        f"{call_sid}: both tracks, mu-law, 8 kHz\n",
+        f"Saved Inbound-{call_sid}.wav, 1.0 s\n",
+        f"Saved Outbound-{call_sid}.wav, 0.8 s\n",
+    ]
+    assert max(len(line) for line in server.lines if call_sid in line) <= 81
 
 
-def test_a_long_list_of_tracks_is_cut_in_the_log(server, call_sid):
-    with open_stream(server, call_sid, ["inbound\n" * 100] * 50) as websocket:
-        websocket.send(stop())
-        wait_closed(websocket)
-    assert len(server.wait_for(call_sid, "started")) < 200
+def test_a_track_without_audio_gets_no_file_but_a_line(server, call_sid):
+    talk(server, start(call_sid), media("outbound", b"", 0), stop())
+    check_tracks(server, call_sid, {})
+    assert log_of(server, call_sid) == [
+        f"{call_sid}: inbound, mu-law, 8 kHz\n",
+        f"No Inbound-{call_sid}.wav: no audio, or not in --tracks\n",
+        f"No Outbound-{call_sid}.wav: no audio, or not in --tracks\n",
+    ]
+
+
+def log_of_start(server, call_sid, **fields):
+    assert talk(server, start(call_sid, **fields), stop()) == (1000, "")
+    return log_of(server, call_sid)[0]
+
+
+@pytest.mark.parametrize("tracks", [None, 5, [], {}, ["sideways\n" * 100] * 50])
+def test_tracks_that_are_none(server, call_sid, tracks):
+    line = log_of_start(server, call_sid, tracks=tracks)
+    assert line == f"{call_sid}: no tracks, mu-law, 8 kHz\n"
+
+
+def test_the_log_has_the_custom_parameters(server, call_sid):
+    parameters = {"customer": "M\u00fcller", "order": "42"}
+    line = log_of_start(server, call_sid, customParameters=parameters)
+    assert line.endswith("8 kHz, customer=M\u00fcller, order=42\n")
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"a\nb": "\x1b[2J\u202e\x7f\x9b\u2028"}, {"a": "b" * 9999}, ["\n"]]
+)
+def test_custom_parameters_cannot_fool_the_log(server, call_sid, parameters):
+    line = log_of_start(server, call_sid, customParameters=parameters)
+    assert line[:-1].isprintable() and len(line) < 250
+
+
+@pytest.mark.parametrize("absent", ['"callSid": null', '"sid": 1', '"callSid": ""'])
+def test_a_start_without_call_sid_uses_its_stream_sid(server, call_sid, absent):
+    message = start(None, streamSid=call_sid).replace('"callSid": null', absent)
+    talk(server, message, INBOUND, stop())
+    check_tracks(server, call_sid, {"inbound": AUDIO["inbound"]})

@@ -1,114 +1,120 @@
 """The call without a phone, as somebody types it."""
 
+import re
+import select
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, check_recording
 from simulate_call import read_mulaw
+from stream import HEADER, PATIENCE, TRACKS
 
 SCRIPT = Path(__file__).with_name("simulate_call.py")
-AUDIO = {
-    track: read_mulaw(SCRIPT.with_name(f"{track}.wav"))
-    for track in ("inbound", "outbound")
-}
+AUDIO = {t: SCRIPT.with_name(f"{t}.wav").read_bytes()[HEADER:] for t in TRACKS}
+START = SCRIPT.with_name("inbound.wav").read_bytes()[: HEADER - 8]
+DATA = b"data\xff\xff\xff\xff"  # a chunk of unknown size, as ffmpeg puts it in a pipe
+ENDS = {"Ctrl-C": "SIGINT", "was stopped": "SIGTERM", "broke": "SIGKILL"}
+FAILURES = [
+    ("ws://127.0.0.1:9", "refused; is app.py running"),
+    ("wss://127.0.0.1:{port}", "no TLS"),
+    ("localhost:5000", "must be like ws://"),
+    ("--loss 1", "--loss must be"),
+    ("--pause x", "--pause must be"),
+    ("--pause inbound:1:inf", "--pause must be"),
+    ("--inbound missing.wav", "Cannot read missing.wav: No such file"),
+]
 
 
-def simulate(*args):
-    """Run simulate_call.py; return its exit status, its output and its errors."""
-    command = [sys.executable, SCRIPT, *map(str, args)]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=PATIENCE
-    )
-    return done.returncode, done.stdout, done.stderr
+def begin(*args, stdout=subprocess.PIPE):
+    """Start simulate_call.py; return its process."""
+    command = [sys.executable, SCRIPT, *args]
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.STDOUT, text=True)
 
 
-def check_files(folder, output, tracks=("inbound", "outbound")):
-    """Assert that the folder has just the files that `output` names, and their audio."""
-    names = {word for word in output.split() if word.endswith(".wav")}
-    assert names == {path.name for path in folder.iterdir()}
-    assert {name.partition("-")[0].lower() for name in names} == set(tracks)
-    for name in names:
-        check_recording(folder / name, AUDIO[name.partition("-")[0].lower()])
+def finish(process, status=0):
+    """Wait for the end, with `status`; return the two lines said, or one of failure."""
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, said.count("\n")) == (status, 2 - status), said
+    return said
 
 
-def test_two_short_recordings():
-    for track in AUDIO:
-        assert SCRIPT.with_name(f"{track}.wav").stat().st_size < 50_000
-    assert 2 * 8000 < len(AUDIO["outbound"]) < len(AUDIO["inbound"])
+def recorded(folder, said):
+    """Return the audio, by track, of the recordings in `folder` that are in `said`."""
+    paths = [path for path in folder.iterdir() if path.name in said]
+    return {p.name.partition("-")[0].lower(): p.read_bytes()[HEADER:] for p in paths}
 
 
-def test_a_call_in_real_time(start_server, tmp_path):
-    status, output, errors = simulate(start_server().url)
-    assert (status, errors) == (0, "")
-    assert output.count("\n") == 2
-    check_files(tmp_path, output)
+@pytest.mark.parametrize("track", TRACKS)
+def test_one_track_of_another_file_with_a_pause(server, tmp_path, track):
+    path, audio = tmp_path / "short.wav", AUDIO[track][-4000:]
+    path.write_bytes(START + DATA + audio)
+    args = "--tracks", track, f"--{track}", path, "--pause", f"{track}:0.2:0.3"
+    said = finish(begin(server.url, *args))
+    paused = audio[:1600] + b"\xff" * 2400 + audio[1600:]
+    assert recorded(server.directory, said) == {track: paused}
 
 
-@pytest.mark.parametrize("track", ["inbound", "outbound"])
-def test_one_track(start_server, tmp_path, track):
-    _, output, _ = simulate(start_server().url, "--fast", "--tracks", track)
-    check_files(tmp_path, output, [track])
-
-
-def test_many_calls(start_server, tmp_path):
-    status, output, _ = simulate(start_server().url, "--fast", "--calls", 10)
-    assert status == 0
-    assert "10 call(s)" in output and "18 more" in output
-    assert len(list(tmp_path.glob("Inbound-*.wav"))) == 10
-    for path in tmp_path.iterdir():
-        check_recording(path, AUDIO[path.name.partition("-")[0].lower()])
-
-
-def test_other_files(start_server, tmp_path):
-    swapped = ["--inbound", SCRIPT.with_name("outbound.wav")]
-    simulate(start_server().url, "--fast", *swapped)
-    (path,) = tmp_path.glob("Inbound-*.wav")
-    check_recording(path, AUDIO["outbound"])
+def test_many_calls_lose_what_the_seed_says(start_server, tmp_path):
+    args = start_server().url, "--fast", "--calls", "3", "--loss", "0.02", "--seed"
+    for seed in "12":  # they lose less than the recorder makes up for by silence
+        assert "and 4 more" in finish(begin(*args, seed))
+    recordings = [path.read_bytes() for path in tmp_path.glob("Outbound-*.wav")]
+    assert len(recordings) == 6 and len(set(recordings)) == 2
 
 
 def test_the_token(start_server, tmp_path):
-    server = start_server(environment={"AUTH_BEARER_TOKEN": "sesame"})
-    status, _, error = simulate(server.url, "--fast")
-    assert status == 1
-    assert "401" in error and error.count("\n") == 1
-    status, output, _ = simulate(server.url, "--fast", "--token", "sesame")
-    assert status == 0
-    check_files(tmp_path, output)
+    url = start_server(AUTH_BEARER_TOKEN="sesame").url
+    assert "a token (--token)" in finish(begin(url), 1)
+    assert "another token (--token)" in finish(begin(url, "--token", "x"), 1)
+    said = finish(begin(url, "--fast", "--token", "sesame"))
+    assert recorded(tmp_path, said) == AUDIO
 
 
-def test_losses_are_the_same_for_a_seed(start_server, tmp_path):
+def test_files_of_sox_and_ffmpeg(tmp_path):
+    path = tmp_path / "my call.wav"
+    for extra in b"LIST\4\0\0\0INFO", b"LIST\5\0\0\0INFO.\0":
+        path.write_bytes(START + extra + DATA + AUDIO["inbound"])
+        assert read_mulaw(path) == AUDIO["inbound"]
+    # Big-endian; other than mu-law, 1 channel, 8000 Hz
+    for place, byte in (3, b"X"), (20, b"\1"), (22, b"\2"), (25, b"\0"):
+        path.write_bytes(START[:place] + byte + START[place + 1 :] + DATA + b"audio")
+        with pytest.raises(SystemExit, match="ffmpeg -i '.*my call.wav' -ar 8000 "):
+            read_mulaw(path)
+
+
+@pytest.mark.parametrize("reason", ENDS)
+def test_a_call_that_ends_early(start_server, tmp_path, reason):
     server = start_server()
-    for seed in 1, 1, 2:
-        simulate(server.url, "--fast", "--loss", 0.1, "--seed", seed)
-    recordings = [path.read_bytes() for path in tmp_path.glob("Inbound-*.wav")]
-    assert len(recordings) == 3 and len(set(recordings)) == 2
-    assert max(map(len, recordings)) < len(AUDIO["inbound"])
+    leader, follower = pytest.importorskip("pty").openpty()
+    with open(leader, "rb", 0) as screen, open(follower, "wb", 0) as terminal:
+        process = begin(server.url, stdout=terminal)
+        shown = ""
+        while "1 call(s)" not in shown:
+            assert select.select([screen], [], [], PATIENCE)[0]
+            shown += screen.read(4096).decode()
+        ended = process if reason == "Ctrl-C" else server.process
+        ended.send_signal(signal.Signals[ENDS[reason]])
+        assert process.wait(PATIENCE) == 1
+        shown += screen.read(4096).decode()
+    assert re.fullmatch(rf"\r0 s.*\r1 s.*\r {{40}}\rStreaming .*{reason}.*\r\n", shown)
+    server.stop()
+    audio = recorded(tmp_path, shown)
+    assert len(audio) == (0 if reason == "broke" else 2)
+    assert all(AUDIO[track].startswith(audio[track]) for track in audio)
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["ws://127.0.0.1:9"], "ws://127.0.0.1:9"),
-        (["localhost:5000"], "localhost:5000"),
-        (["--inbound", "/missing.wav"], "/missing.wav"),
-        (["--inbound", SCRIPT], "not a WAV"),
-        (["--calls", "0"], "--calls"),
-        (["--loss", "2"], "--loss"),
-    ],
-)
-def test_bad_arguments_give_a_line(args, message):
-    status, _, error = simulate(*args)
-    assert status == 1
-    assert message in error and error.count("\n") == 1
+def test_a_web_server_is_no_recorder():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        process = begin(f"ws://127.0.0.1:{listener.getsockname()[1]}")
+        with listener.accept()[0] as connection:
+            connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            assert "HTTP 404" in finish(process, 1)
 
 
-@pytest.mark.parametrize(
-    "args",
-    [["--pause", "x:1:2"], ["--pause", "inbound"], ["--tracks", "none"], ["--x"]],
-)
-def test_bad_options_give_a_line_after_the_usage(args):
-    status, _, error = simulate(*args)
-    assert status == 2
-    assert args[0] in error.splitlines()[-1]
+@pytest.mark.parametrize(("args", "reason"), FAILURES)
+def test_one_line_says_what_is_wrong(server, args, reason):
+    assert reason in finish(begin(*args.format(port=server.port).split()), 1)
