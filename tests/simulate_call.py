@@ -57,7 +57,7 @@ def parse_pause(text):
         pass
     sys.exit(
         f"--pause must be TRACK:AT:SECONDS, such as inbound:1:2.5, with "
-        f"{' or '.join(TRACKS)} and two times of 0 to {DAY} s, not {text}"
+        f"{' or '.join(TRACKS)} and two times of 0 to {DAY} s, not {text!r}"
     )
 
 
@@ -143,11 +143,11 @@ def main():
         parse_uri(args.url)
     except (ValueError, websockets.InvalidURI):
         example = "ws://localhost:5000 or wss://a1b2.ngrok-free.app"
-        sys.exit(f"The url must be like {example}, not {args.url}")
+        sys.exit(f"The url must be like {example}, not {args.url!r}")
     if args.calls < 1:
         sys.exit(f"--calls must be 1 or more, not {args.calls}")
     if not 0 <= args.loss < 1:
-        sys.exit(f"--loss must be 0 or more and less than 1, not {args.loss:g}")
+        sys.exit(f"--loss must be 0 or more, and below 1 (all lost), not {args.loss:g}")
     pause = None if args.pause is None else parse_pause(args.pause)
     tracks = TRACKS if args.tracks == "both" else [args.tracks]
     audio = {track: read_mulaw(getattr(args, track)) for track in tracks}
