@@ -1,7 +1,6 @@
 """Record SignalWire calls: save the audio that a <Stream> sends as WAV files.
 
-A <Stream> copies the audio of a running call to a WebSocket of its own, as JSON: `start`
-names the call, each `media` carries a chunk of one track's audio, `stop` ends it.
+A stream is JSON on a WebSocket: `start` names the call, `media` is audio, `stop` ends.
 """
 
 import argparse
@@ -38,10 +37,10 @@ ENCODINGS = {
 }
 
 GAP = 200  # ms that are missing, and become silence; less is jitter
-LEAD = 2000  # ms that a timestamp, a stranger's word, may be ahead of our own clock
-NAP = 0.2  # s between two reads of a call: most of a chunk's cost is to wake up for it
-BACKLOG = 2**16  # bytes in a read, more than a live call sends in a nap: no time to nap
-ABOUT = 'The recorder is running. Its place is in a <Stream url="wss://...">.\n'
+LEAD = 2000  # ms that a sender's timestamp may be ahead of our own clock for that
+NAP = 0.2  # s without reading a call: to wake up for ten chunks at once costs far less
+BACKLOG = 2**16  # bytes in one read, more than a call sends in a nap: we are behind
+ABOUT = 'This recorder is running. Its address belongs in <Stream url="wss://...">.\n'
 
 log = logging.getLogger("app")
 
@@ -54,37 +53,37 @@ class Refused(Exception):
 class Track:
     """One track of a stream: how its audio is encoded, and its chunks."""
 
-    code: int  # of the WAV format
+    format: int  # WAV's code of the encoding
     silence: bytes  # for one sample
     sample_rate: int  # Hz
     chunks: list[bytes] = dataclasses.field(default_factory=list)
     length: int = 0  # bytes in the chunks
 
-    def milliseconds(self):
+    def seconds(self):
         """Return how long the chunks play."""
-        return self.length * 1000 // (self.sample_rate * len(self.silence))
+        return self.length / (self.sample_rate * len(self.silence))
 
     def append(self, payload, timestamp, elapsed):
-        """Append `payload`, after silence if it is for a later `timestamp`, in ms.
+        """Append `payload`, after silence for what is missing before it.
 
-        `elapsed` is when it came, in ms since the stream began.
+        `timestamp` is where it belongs, `elapsed` when it came: ms since the start.
         """
-        gap = timestamp - self.milliseconds()
+        gap = timestamp - round(self.seconds() * 1000)
         if gap >= GAP and timestamp <= elapsed + LEAD:
             payload = self.silence * (gap * self.sample_rate // 1000) + payload
         self.chunks.append(payload)
         self.length += len(payload)
 
     def write(self, folder, name):
-        """Write the track to a new file in `folder`, whole or not at all; return its path."""
+        """Write a new file in `folder`, whole or not at all, and return its path."""
         for number in itertools.count(1):
             path = folder / (f"{name}-{number}.wav" if number > 1 else f"{name}.wav")
             part = path.with_suffix(".wav.part")
             with contextlib.suppress(FileExistsError):
-                part.touch(exist_ok=False)  # to have the part is to have the name
+                part.touch(exist_ok=False)  # claims the name, or it is the next number
                 try:
                     if not os.path.lexists(path):
-                        header = 1, self.sample_rate, 8 * len(self.silence), self.code
+                        header = 1, self.sample_rate, 8 * len(self.silence), self.format
                         with contextlib.closing(pywav.WavWrite(part, *header)) as wav:
                             wav.write(b"".join(self.chunks))
                         with part.open("rb+") as file:
@@ -96,7 +95,6 @@ class Track:
 
 def begin(start):
     """Log what `start` begins; return its callSid and its tracks, or raise Refused."""
-    start = start if isinstance(start, dict) else {}
     call_sid = start.get("callSid") or start.get("streamSid")
     if not isinstance(call_sid, str) or not SID.fullmatch(call_sid):
         reason = "callSid must be 1 to 64 letters, digits, - or _"
@@ -107,29 +105,29 @@ def begin(start):
         case {"encoding": str(encoding), "sampleRate": int(sample_rate), **others}:
             encoding, channels = encoding.lower(), others.get("channels", 1)
         case _:
-            encoding = None
+            encoding = None  # which is refused
     if encoding not in ENCODINGS or not 8000 <= sample_rate <= 48000 or channels != 1:
         reason = f"mediaFormat must be {', '.join(ENCODINGS)}, 8 to 48 kHz, 1 channel"
         raise Refused(1003, reason, repr(start["mediaFormat"]))
-    name, code, silence = ENCODINGS[encoding]
-    tracks = [track for track in TRACKS if track in str(start.get("tracks"))]
-    about = "both tracks" if len(tracks) == 2 else "".join(tracks) or "no tracks"
-    about += f", {name}, {sample_rate / 1000:g} kHz"
+    label, format_code, silence = ENCODINGS[encoding]
+    announced = [track for track in TRACKS if track in str(start.get("tracks"))]
+    about = "both tracks" if len(announced) == 2 else "".join(announced) or "no tracks"
+    about += f", {label}, {sample_rate / 1000:g} kHz"
     if isinstance(parameters := start.get("customParameters"), dict):
-        about += "".join(f", {key}={value}" for key, value in parameters.items())
+        about += "".join(f", {name}={value}" for name, value in parameters.items())
     log.info("%s: %s", call_sid, repr(about[:120])[1:-1])  # repr() has no line breaks
-    return call_sid, {track: Track(code, silence, sample_rate) for track in TRACKS}
+    return call_sid, {name: Track(format_code, silence, sample_rate) for name in TRACKS}
 
 
-def save(call_sid, tracks, folders):
-    """Save the `tracks` of a call in the first of `folders` that takes them; log it."""
+def save(call_sid, tracks, wanted, folders):
+    """Save each track in the first of the `folders` that takes it, and log which."""
     for track_name, track in tracks.items():
         name = f"{track_name.capitalize()}-{call_sid}"
         if not track.length:
-            log.info("No %s.wav: no audio, or not in --tracks", name)
+            why = "no audio" if wanted in (track_name, "both") else "not in --tracks"
+            log.info("No %s.wav: %s", name, why)
             continue
-        seconds = track.milliseconds() / 1000
-        for folder in folders * 10:  # a second apart
+        for folder in folders * 10:
             try:
                 path = track.write(folder, name)
             except Exception as error:  # noqa: BLE001 - whatever it is, try again
@@ -137,10 +135,10 @@ def save(call_sid, tracks, folders):
                 if folder is folders[-1]:
                     time.sleep(1)
             else:
-                log.info("Saved %s, %.1f s", path, seconds)
+                log.info("Saved %s, %.1f s", path, track.seconds())
                 break
         else:
-            log.error("Call %s has lost %.1f s: %s.wav", call_sid, seconds, name)
+            log.error("Call has lost %.1f s: %s.wav", track.seconds(), name)
 
 
 async def record(websocket, wanted, folders, saver):
@@ -151,7 +149,13 @@ async def record(websocket, wanted, folders, saver):
             try:
                 data = json.loads(message)
                 event = data["event"]
-                if event == "media":
+                if event == "start":
+                    if tracks:
+                        raise ValueError("a second start")
+                    call_sid, tracks = begin(data.get("start") or {})
+                    began = time.monotonic()
+                    websocket.recording = True
+                elif event == "media":
                     media = data["media"]
                     payload = binascii.a2b_base64(media["payload"], strict_mode=True)
                     digits = str(media.get("timestamp"))
@@ -159,59 +163,54 @@ async def record(websocket, wanted, folders, saver):
                     elapsed = int((time.monotonic() - began) * 1000)
                     if wanted in (media["track"], "both"):
                         tracks[media["track"]].append(payload, timestamp, elapsed)
-                elif event == "start" and not tracks:
-                    call_sid, tracks = begin(data.get("start"))
-                    began = time.monotonic()
-                    websocket.recording = True
                 elif event == "stop":
                     break
-                elif event == "start" or not isinstance(event, str):
-                    raise ValueError("a second start, or no event")
-            except (LookupError, TypeError, ValueError, RecursionError):
+                elif not isinstance(event, str):  # of others there are more to come
+                    raise TypeError("no event")
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
                 skipped += 1
                 if skipped == 1:
                     log.warning("%s: skipped a message: %.100r", call_sid, message)
     except websockets.ConnectionClosedError as closed:
         if tracks:
-            why = str(closed.sent or closed.rcvd or "no goodbye")
+            why = str(closed.sent or closed.rcvd or "no closing handshake")
             log.warning("%s: the line dropped: %.200r", call_sid, why)
     except Refused as refused:
-        code, reason, came = refused.args
-        log.warning("Refused a stream: %s; it is %.200s", reason, came)
-        await websocket.close(code, reason)
+        log.warning("Refused a stream: %s; it is %.200s", *refused.args[1:])
+        await websocket.close(*refused.args[:2])
     finally:
         if skipped > 1:
             log.warning("%s: skipped %d messages in all", call_sid, skipped)
-        # Shielded, so that it is run even if the server, about to end, gives up waiting.
-        saving = websocket.loop.run_in_executor(saver, save, call_sid, tracks, folders)
-        await asyncio.shield(saving)
+        # Shielded, so that it is done even if the server, about to end, does not wait.
+        todo = save, call_sid, tracks, wanted, folders
+        await asyncio.shield(websocket.loop.run_in_executor(saver, *todo))
 
 
 class Connection(websockets.ServerConnection):
-    """A connection that naps while it records, and leaves descriptors to save with."""
+    """Naps while it records, and leaves half of the descriptors to files and others."""
 
-    limit = sys.maxsize  # descriptors of this process
+    limit = sys.maxsize  # of descriptors; a new one is the lowest number that is free
     recording = False  # set by record()
-    warned = float("-inf")  # s on the loop's clock, when any of them was dropped
+    last_warning = float("-inf")  # s on the loop's clock, of all connections
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        # It is the lowest free number: the upper half is for files, and to accept with.
         if transport.get_extra_info("socket").fileno() >= self.limit // 2:
             transport.abort()
-            if self.loop.time() > Connection.warned + 60:
-                Connection.warned = self.loop.time()
+            if self.loop.time() > Connection.last_warning + 60:
+                Connection.last_warning = self.loop.time()
                 log.warning("Dropped connections: out of %d descriptors", self.limit)
 
     def data_received(self, data):
         super().data_received(data)
-        if self.recording and len(data) < BACKLOG:
+        # If the library does not want to read now, it knows when to read on.
+        if self.recording and self.transport.is_reading() and len(data) < BACKLOG:
             self.transport.pause_reading()
             self.loop.call_later(NAP, self.transport.resume_reading)
 
 
 def answer(connection, request, token):
-    """Answer a request that is not for a stream, or does not carry exactly the token."""
+    """Return the answer to a request that is for no stream, or has not the token."""
     if "Upgrade" not in request.headers:
         return connection.respond(200, ABOUT)
     given = ", ".join(request.headers.get_all("Authorization"))
@@ -223,11 +222,11 @@ def answer(connection, request, token):
 
 
 def addresses(host):
-    """Yield what of `host` this machine has; asyncio does so from Python 3.13 on."""
+    """Yield those addresses of `host` that exist, as asyncio does from 3.13 on."""
     for family, *_, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
         with contextlib.suppress(OSError), socket.socket(family) as probe:
             probe.bind(address)
-            yield address[0]
+            yield socket.getnameinfo(address, socket.NI_NUMERICHOST)[0]
 
 
 async def serve(args, token, folders, saver):
@@ -247,9 +246,9 @@ async def serve(args, token, folders, saver):
             create_connection=Connection,
             compression=None,
             max_size=2**16,  # bytes
-            max_queue=2**14,  # messages; far more than come between two naps
+            max_queue=2**12,  # messages, far more than come in a nap
             close_timeout=2,  # s
-            backlog=min(Connection.limit // 16, 100),
+            backlog=min(Connection.limit // 16, 100),  # accepted before any is dropped
         )
     except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"Cannot listen on --port {args.port} of {args.host}: {error}")
@@ -261,7 +260,7 @@ async def serve(args, token, folders, saver):
     await stop.wait()
     for signum in signals:
         signal.signal(signum, signal.SIG_IGN)  # impatience must not cost a call
-    if in_progress := sum(each.recording for each in server.connections):
+    if in_progress := sum(connection.recording for connection in server.connections):
         log.info("Saving the calls in progress: %d", in_progress)
     server.close()
     # asyncio.run() cancels those who are not gone by then, which saves them as well.
@@ -283,8 +282,7 @@ def main():
     args = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%X")
     log.setLevel(logging.INFO)
-    # Bytes behind a GET make the library log an error of its own, with a traceback.
-    library = logging.getLogger("websockets.server")
+    library = logging.getLogger("websockets.server")  # whom bytes behind a GET upset
     library.addFilter(lambda record: record.msg != "unexpected internal error")
     try:
         tempfile.TemporaryFile(dir=args.directory).close()
@@ -296,12 +294,14 @@ def main():
     with contextlib.suppress(ImportError):  # on Windows, which has no such limit
         import resource
 
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        Connection.limit = min(most, 10240) if sys.platform == "darwin" else most
-        resource.setrlimit(resource.RLIMIT_NOFILE, (Connection.limit, most))
-    # One thread saves every call. It is started now: later, there may be none to be had.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        Connection.limit = min(hard, 10240) if sys.platform == "darwin" else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (Connection.limit, hard))
+    # One thread saves every call. It is started here: when a call ends, that may fail.
     with ThreadPoolExecutor(1) as saver:
-        folders = args.directory, Path(saver.submit(tempfile.gettempdir).result())
+        folders = [args.directory]
+        with contextlib.suppress(OSError):  # there may be no temporary folder
+            folders.append(Path(saver.submit(tempfile.gettempdir).result()))
         asyncio.run(serve(args, token, folders, saver))
     log.info("Stopped")
 

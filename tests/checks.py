@@ -4,10 +4,11 @@ import asyncio
 import io
 import os
 import subprocess
+import sys
 
 import pytest
 import soundfile
-from stream import MULAW, Client, call, play, recording
+from stream import APP, MULAW, Client, call, play, recording
 
 SUBTYPES = {"audio/x-mulaw": "ULAW", "audio/x-alaw": "ALAW", "audio/x-l16": "PCM_16"}
 
@@ -32,8 +33,9 @@ def check_recording(path, audio, encoding="audio/x-mulaw", sample_rate=8000):
         "subtype": subtype,
         "samplerate": sample_rate,
         "channels": 1,
-        "endian": "LITTLE" if subtype == "PCM_16" else "FILE",
     }
+    if subtype == "PCM_16":
+        raw["endian"] = "LITTLE"
     info = soundfile.info(path)
     assert (info.format, info.subtype) == ("WAV", subtype)
     assert (info.samplerate, info.channels) == (sample_rate, 1)
@@ -49,6 +51,17 @@ def check_saved(server, call_sid, audio, track="inbound", folder=None):
     path = recording(folder or server.directory, track, call_sid)
     server.wait_for("Saved", path.name)
     check_recording(path, audio)
+
+
+def app_in(limit):
+    """Return the command that runs app.py with a `limit`, words for a shell."""
+    return ["bash", "-c", f'{limit} && exec "$@"', "-", sys.executable, APP]
+
+
+def app_after(*lines):
+    """Return the command that runs app.py after these `lines` of Python."""
+    run = f"import runpy; runpy.run_path({str(APP)!r}, run_name='__main__')"
+    return [sys.executable, "-c", "\n".join([*lines, run])]
 
 
 def needs(command, reason):

@@ -78,16 +78,15 @@ def call(call_sid, audio, media_format=MULAW, loss=0.0, seed=None, pause=None):
     rng = random.Random(seed)
     width = SAMPLE_WIDTHS[media_format["encoding"].lower()]
     size = media_format["sampleRate"] * width * CHUNK // 1000
-    chunks = []
-    end = 0
+    chunks, end = [], 0
     for track, data in audio.items():
-        for number, place in enumerate(range(0, len(data), size)):
+        for number in range(-(-len(data) // size)):
             timestamp = number * CHUNK
             if track == pause_track and timestamp >= pause_at * 1000:
                 timestamp += int(pause_length * 1000)
             end = max(end, timestamp + CHUNK)
             if rng.random() >= loss:
-                payload = data[place : place + size]
+                payload = data[number * size : (number + 1) * size]
                 chunks.append((timestamp, track, number + 1, payload))
     chunks.sort(key=lambda chunk: chunk[0])
     yield 0, connected()
@@ -104,9 +103,8 @@ async def play(url, messages, fast=False, token=None):
     server, websockets.WebSocketException where it does not take the call to its end.
     """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with websockets.connect(
-        url, additional_headers=headers, compression=None, proxy=None
-    ) as websocket:
+    options = {"additional_headers": headers, "compression": None, "proxy": None}
+    async with websockets.connect(url, **options) as websocket:
         loop = asyncio.get_running_loop()
         began = loop.time()
         for time, message in messages:
@@ -145,7 +143,6 @@ class Server:
         self.port = parse_uri(self.url).port
 
     def read(self):
-        """Read the log."""
         for line in self.process.stderr:
             with self.news:
                 self.lines.append(line)

@@ -61,7 +61,7 @@ def test_silence_is_where_the_gap_was(name):
             expected += payload
             track.append(payload, timestamp, elapsed)
     assert b"".join(track.chunks) == expected
-    assert track.milliseconds() == len(expected) // 8
+    assert round(track.seconds() * 1000) == len(expected) // 8
 
 
 @pytest.mark.parametrize("drift", [-1e-4, 1e-4])
@@ -74,7 +74,7 @@ def test_a_call_of_four_hours_on_two_clocks(drift, loss):
             early = rng.randrange(-100, 100)
             track.append(bytes(3200), stamp + early, int(stamp * (1 - drift)))
             # Once at its own time, the audio is within what a gap is, and the jitter.
-            assert abs(track.milliseconds() - 400 - stamp) <= GAP + 100
+            assert abs(round(track.seconds() * 1000) - 400 - stamp) <= GAP + 100
 
 
 stamps = st.integers(-(10**6), 10**16) | st.integers(0, 10**4)

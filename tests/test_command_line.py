@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from checks import check_saved, needs_namespaces, record
+from checks import app_after, check_saved, needs_namespaces, record
 from stream import APP, PATIENCE, TRACKS, recording
 
 AUDIO = {track: random.Random(3).randbytes(320) for track in TRACKS}
@@ -98,13 +98,13 @@ def test_localhost_without_ipv6(tmp_path):
     assert len(list(tmp_path.glob("*.wav"))) == 2
 
 
-def test_without_the_module_resource_which_windows_has_not(start_server):
-    script = f"""if True:
-        import runpy, sys
-        sys.modules["resource"] = None
-        runpy.run_path({str(APP)!r}, run_name="__main__")
-    """
-    server = start_server(command=[sys.executable, "-c", script])
+NO_RESOURCE = "import sys; sys.modules['resource'] = None"  # as on Windows
+NO_TEMPORARY = "import tempfile; tempfile._candidate_tempdir_list = list"
+
+
+@pytest.mark.parametrize("line", [NO_RESOURCE, NO_TEMPORARY])
+def test_a_machine_that_has_less(start_server, line):
+    server = start_server(command=app_after(line))
     record(server, "call", AUDIO)
     check_saved(server, "call", AUDIO["inbound"])
 

@@ -1,24 +1,22 @@
 """When the machine runs out of something, the calls in progress are kept."""
 
 import contextlib
-import pathlib
+import os
 import random
-import resource
 import shutil
 import signal
 import socket
-import sys
 import time
 
 import pytest
-from checks import check_saved, needs
-from stream import APP, PATIENCE, TRACKS, Client, call, stop
+from checks import app_in, check_saved, needs
+from stream import PATIENCE, TRACKS, Client, call, stop
 
+resource = pytest.importorskip("resource")
 AUDIO = {track: random.Random(track).randbytes(3200) for track in TRACKS}
 NAMES = [f"call-{number}" for number in range(300)]
-PYTHON = [sys.executable, APP]
-CAPABLE = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-SOMEBODY = ["setpriv", "--reuid=54321", "--clear-groups", *CAPABLE]
+CAPABLE = "--inh-caps=+dac_override --ambient-caps=+dac_override"
+SOMEBODY = f"setpriv --reuid=54321 --clear-groups {CAPABLE}"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,9 +53,7 @@ def check_calls(server, names):
 
 
 def test_300_calls_where_256_descriptors_are_the_default(start_server):
-    server = start_server(
-        command=["bash", "-c", 'ulimit -Sn 256 && exec "$@"', "-", *PYTHON]
-    )
+    server = start_server(command=app_in("ulimit -Sn 256"))
     end_calls(begin_calls(server, NAMES))
     check_calls(server, NAMES)
     assert server.stop() == 0
@@ -74,9 +70,7 @@ def connect(server, kind):
 
 @pytest.mark.parametrize("kind", ["a socket", "a WebSocket"])
 def test_more_idle_connections_than_descriptors(start_server, kind):
-    server = start_server(
-        command=["bash", "-c", 'ulimit -n 256 && exec "$@"', "-", *PYTHON]
-    )
+    server = start_server(command=app_in("ulimit -n 256"))
     clients = begin_calls(server, NAMES[:5])
     idle = []
     with Client(server) as other:
@@ -104,9 +98,8 @@ def test_more_idle_connections_than_descriptors(start_server, kind):
 def test_the_end_of_the_server_with_no_descriptor_left(start_server):
     server = start_server()
     clients = begin_calls(server, NAMES[:5])
-    pid = server.process.pid
-    used = len(list(pathlib.Path(f"/proc/{pid}/fd").iterdir()))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, used))
+    used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used, used))
     server.process.send_signal(signal.SIGTERM)
     for client in clients.values():
         client.wait_closed()
@@ -115,12 +108,11 @@ def test_the_end_of_the_server_with_no_descriptor_left(start_server):
     check_calls(server, NAMES[:5])
 
 
-@needs([*SOMEBODY, "true"], "needs Linux, root and setpriv")
+@needs([*SOMEBODY.split(), "true"], "needs Linux, root and setpriv")
 def test_calls_that_end_when_no_thread_can_be_started(start_server):
-    limit = [*SOMEBODY, "prlimit", "--nproc=2"]
-    server = start_server(command=[*limit, *PYTHON])
-    clients = begin_calls(server, NAMES[:5])
-    end_calls(clients)
+    limited = app_in(f'set -- {SOMEBODY} prlimit --nproc=2 "$@"')
+    server = start_server(command=limited)
+    end_calls(begin_calls(server, NAMES[:5]))
     check_calls(server, NAMES[:5])
 
 

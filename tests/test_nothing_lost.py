@@ -5,15 +5,14 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import uuid
 
 import pytest
-from checks import check_saved, needs_namespaces, record, talk
+from checks import app_after, app_in, check_saved, needs_namespaces, record, talk
 from hypothesis import given
 from hypothesis import strategies as st
-from stream import APP, HEADER, Client, media, recording, start, stop
+from stream import HEADER, Client, media, recording, start, stop
 
 CHUNKS = [random.Random(number).randbytes(160) for number in range(50)]
 AUDIO = b"".join(CHUNKS)
@@ -47,18 +46,14 @@ def test_the_end_of_the_line(server, call_sid, drop):
     else:
         client.reset()
     check_saved(server, call_sid, AUDIO)
-    server.wait_for(f"{call_sid}: the line dropped: 'no goodbye'")
+    server.wait_for(f"{call_sid}: the line dropped: 'no closing handshake'")
 
 
 def test_a_line_that_goes_dead(start_server):
-    script = f"""if True:
-        import functools, runpy, websockets
-        # As ever, but not with 20 s to wait.
-        soon = {{"ping_interval": 0.1, "ping_timeout": 0.1}}
-        websockets.serve = functools.partial(websockets.serve, **soon)
-        runpy.run_path({str(APP)!r}, run_name="__main__")
-    """
-    server = start_server(command=[sys.executable, "-c", script])
+    # As ever, but not with 20 s to wait.
+    soon = "functools.partial(websockets.serve, ping_interval=0.1, ping_timeout=0.1)"
+    lines = "import functools, websockets", f"websockets.serve = {soon}"
+    server = start_server(command=app_after(*lines))
     with Client(server) as client:
         client.send(start("call"), *MEDIA)
         check_saved(server, "call", AUDIO)
@@ -144,17 +139,14 @@ def test_a_peer_that_does_not_read_cannot_hold_up_the_end(start_server):
 
 
 def test_nohup_is_respected(start_server):
-    server = start_server(command=["nohup", sys.executable, str(APP)])
+    server = start_server(command=app_in('set -- nohup "$@"'))
     server.process.send_signal(signal.SIGHUP)
     record(server, "call", {"inbound": AUDIO})
     check_saved(server, "call", AUDIO)
 
 
 def test_a_background_job_ends_on_sigint(start_server):
-    ignored = ["bash", "-c", 'trap "" INT && exec "$@"', "bash"]
-    assert (
-        start_server(command=[*ignored, sys.executable, APP]).stop(signal.SIGINT) == 0
-    )
+    assert start_server(command=app_in('trap "" INT')).stop(signal.SIGINT) == 0
 
 
 # Nothing is overwritten
@@ -193,23 +185,18 @@ def test_two_processes_on_one_folder(start_server, tmp_path):
 
 
 def test_a_recording_gets_its_name_when_it_is_on_the_disk(start_server):
-    script = f"""if True:
-        import os, runpy, sys
-        def tell(event, args):
-            if event == "os.rename":
-                print(event, *args[:2], file=sys.stderr)
-        sys.addaudithook(tell)
-        fsync = os.fsync
-        def tell_fsync(file):
-            print("fsync", os.fstat(file).st_size, fsync(file), file=sys.stderr)
-        os.fsync = tell_fsync
-        runpy.run_path({str(APP)!r}, run_name="__main__")
-    """
-    server = start_server(command=[sys.executable, "-c", script])
+    lines = [
+        "import os, sys",
+        "fsync, rename = os.fsync, os.rename",
+        "def tell(*words): print(*words, file=sys.stderr)",
+        "os.fsync = lambda fd: tell('fsync', os.fstat(fd).st_size, fsync(fd))",
+        "os.rename = lambda old, new: tell('rename', old, new, rename(old, new))",
+    ]
+    server = start_server(command=app_after(*lines))
     record(server, "call", {"inbound": AUDIO})
     check_saved(server, "call", AUDIO)
     synced = server.lines.index(f"fsync {HEADER + len(AUDIO)} None\n")
-    renamed = "os.rename Inbound-call.wav.part Inbound-call.wav\n"
+    renamed = "rename Inbound-call.wav.part Inbound-call.wav None\n"
     assert server.lines[synced + 1] == renamed
 
 
@@ -217,13 +204,12 @@ def test_a_recording_gets_its_name_when_it_is_on_the_disk(start_server):
 
 
 def test_nowhere_to_write(start_server, tmp_path):
-    limit = ["bash", "-c", 'ulimit -f 512 && exec "$@"', "bash"]  # KiB, a file
-    command = [*limit, sys.executable, APP]
-    server = start_server(command=command, TMPDIR=str(tmp_path))
+    limited = app_in("ulimit -f 512")  # KiB, a file
+    server = start_server(command=limited, TMPDIR=str(tmp_path))
     with Client(server) as client:
         client.send(start("small"), MEDIA[0], stop())
         record(server, "large", {"inbound": AUDIO * 100})
-        server.wait_for("ERROR Call large has lost 100.0 s: Inbound-large.wav")
+        server.wait_for("ERROR Call has lost 100.0 s: Inbound-large.wav")
     check_saved(server, "small", CHUNKS[0])
     assert [path.name for path in tmp_path.iterdir()] == ["Inbound-small.wav"]
 

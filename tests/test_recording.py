@@ -128,8 +128,8 @@ def test_a_track_without_audio_gets_no_file_but_a_line(server, call_sid):
     check_tracks(server, call_sid, {})
     assert log_of(server, call_sid) == [
         f"{call_sid}: inbound, mu-law, 8 kHz\n",
-        f"No Inbound-{call_sid}.wav: no audio, or not in --tracks\n",
-        f"No Outbound-{call_sid}.wav: no audio, or not in --tracks\n",
+        f"No Inbound-{call_sid}.wav: no audio\n",
+        f"No Outbound-{call_sid}.wav: no audio\n",
     ]
 
 
