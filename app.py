@@ -39,7 +39,7 @@ ENCODINGS = {
 GAP = 200  # ms that are missing, and become silence; less is jitter
 LEAD = 2000  # ms that a sender's timestamp may be ahead of our own clock for that
 NAP = 0.2  # s without reading a call: to wake up for ten chunks at once costs far less
-BACKLOG = 2**16  # bytes in one read, more than a call sends in a nap: we are behind
+BACKLOG = 2**15  # bytes in one read, more than a call sends in a nap: we are behind
 ABOUT = 'This recorder is running. Its address belongs in <Stream url="wss://...">.\n'
 
 log = logging.getLogger("app")

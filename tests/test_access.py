@@ -29,16 +29,7 @@ def ask(server, request):
     return answer
 
 
-BAD_SIDS = [
-    5,
-    ["call"],
-    {"call": 1},
-    "../call",
-    "/tmp/call",
-    "a\\b",
-    "call.wav",
-    "C:call",
-]
+BAD_SIDS = [5, ["call"], {"call": 1}, "../call", "/tmp/call", "a\\b", "a.wav", "C:call"]
 BAD_SIDS += ["a b", "call\n", "\x00", "\x1b[2J", "\u00e9", "\u0663", "\ud800", "a" * 65]
 
 
@@ -46,20 +37,17 @@ BAD_SIDS += ["a b", "call\n", "\x00", "\x1b[2J", "\u00e9", "\u0663", "\ud800", "
 @pytest.mark.parametrize("field", ["callSid", "streamSid"])
 def test_a_sid_that_is_no_name_is_refused(server, field, bad):
     before = set(server.directory.iterdir())
-    assert talk(server, connected(), start(None, **{field: bad})) == (
-        1008,
-        "callSid must be 1 to 64 letters, digits, - or _",
-    )
+    reason = "callSid must be 1 to 64 letters, digits, - or _"
+    message = start(None, **{field: bad})
+    assert talk(server, connected(), message) == (1008, reason)
     line = server.wait_for("WARNING Refused a stream: callSid", repr(bad)[:100])
     assert len(line) < 300
     assert set(server.directory.iterdir()) == before
 
 
-@pytest.mark.parametrize(
-    "message", ['{"event":"start"}', '{"event":"start","start":[]}']
-)
-def test_a_start_without_any_sid_is_refused(server, message):
-    assert talk(server, message)[0] == 1008
+@pytest.mark.parametrize("event", ['"start"}', '"start","start":[]}'])
+def test_a_start_without_any_sid_is_refused(server, event):
+    assert talk(server, '{"event":' + event)[0] == 1008
 
 
 def test_every_letter_and_64_of_them(server):
@@ -97,12 +85,6 @@ def test_nothing_else_lets_in(guarded, value):
     assert TOKEN.decode() not in "".join(guarded.lines)
 
 
-def test_without_a_token_it_says_who_can_send(start_server):
-    server = start_server()
-    record(server, "call", {"inbound": AUDIO})
-    assert "AUTH_BEARER_TOKEN" in server.lines[1] and "anybody" in server.lines[1]
-
-
 @pytest.mark.parametrize("token", ["", "sesame"])
 def test_a_browser_is_told_what_this_is(start_server, token):
     server = start_server(AUTH_BEARER_TOKEN=token)
@@ -111,16 +93,17 @@ def test_a_browser_is_told_what_this_is(start_server, token):
     assert b"running" in answer and b'<Stream url="wss://' in answer
     assert server.stop() == 0
     assert len(server.lines) == 3 - bool(token)
+    who = "AUTH_BEARER_TOKEN: anybody" in server.lines[1]
+    assert who == (not token)
 
 
 @pytest.mark.parametrize(
     "header", [b"Upgrade: h2c\r\nUpgrade: x", b"Content-Length: 5"]
 )
-def test_a_probe_is_answered_or_not_but_not_logged(start_server, header):
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+def test_a_probe_is_not_logged(start_server, method, header):
     server = start_server()
-    method = b"POST" if b"Length" in header else b"GET"
-    request = method + b" / HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n"
-    assert b"HTTP/1.1 2" not in ask(server, request)
+    ask(server, method + b" / HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\nhello")
     record(server, "call", {"inbound": AUDIO})
     check_saved(server, "call", AUDIO)
     assert [line for line in server.lines[2:] if "call" not in line] == []

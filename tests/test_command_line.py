@@ -136,10 +136,10 @@ def test_a_port_that_is_taken():
         check_refusal(texts, "--host", "127.0.0.1", "--port", port)
 
 
-@pytest.mark.parametrize(
-    ("host", "port"),
-    [("127.0.0.1", "70000"), ("192.0.2.1", "5000"), ("a..b", "5000")],
-)
+BAD_ADDRESSES = [("127.0.0.1", "70000"), ("192.0.2.1", "5000"), ("a..b", "5000")]
+
+
+@pytest.mark.parametrize(("host", "port"), BAD_ADDRESSES)
 def test_an_address_that_cannot_be_listened_on(host, port):
     check_refusal([f"--port {port} of {host}"], "--host", host, "--port", port)
 
