@@ -64,10 +64,7 @@ class Track:
         return self.length / (self.sample_rate * len(self.silence))
 
     def append(self, payload, timestamp, elapsed):
-        """Append `payload`, after silence for what is missing before it.
-
-        `timestamp` is where it belongs, `elapsed` when it came: ms since the start.
-        """
+        """Append `payload`, after silence for what is missing. Times are ms from start."""
         gap = timestamp - round(self.seconds() * 1000)
         if gap >= GAP and timestamp <= elapsed + LEAD:
             payload = self.silence * (gap * self.sample_rate // 1000) + payload
@@ -203,8 +200,9 @@ class Connection(websockets.ServerConnection):
 
     def data_received(self, data):
         super().data_received(data)
-        # If the library does not want to read now, it knows when to read on.
-        if self.recording and self.transport.is_reading() and len(data) < BACKLOG:
+        # Not if the library has stopped reading by itself, nor while it is closing.
+        live = self.recording and self.state is websockets.State.OPEN
+        if live and self.transport.is_reading() and len(data) < BACKLOG:
             self.transport.pause_reading()
             self.loop.call_later(NAP, self.transport.resume_reading)
 
@@ -297,11 +295,12 @@ def main():
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         Connection.limit = min(hard, 10240) if sys.platform == "darwin" else hard
         resource.setrlimit(resource.RLIMIT_NOFILE, (Connection.limit, hard))
-    # One thread saves every call. It is started here: when a call ends, that may fail.
-    with ThreadPoolExecutor(1) as saver:
+    with ThreadPoolExecutor(8) as saver:
+        # All threads are started now, as each is kept busy; later, that may fail.
+        list(saver.map(time.sleep, [0.1] * 8))
         folders = [args.directory]
         with contextlib.suppress(OSError):  # there may be no temporary folder
-            folders.append(Path(saver.submit(tempfile.gettempdir).result()))
+            folders.append(Path(tempfile.gettempdir()))
         asyncio.run(serve(args, token, folders, saver))
     log.info("Stopped")
 

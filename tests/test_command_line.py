@@ -17,15 +17,9 @@ AUDIO = {track: random.Random(3).randbytes(320) for track in TRACKS}
 
 def run(*args, command=(sys.executable, APP), **environment):
     """Run app.py to its end, which is soon; return its exit status and what it said."""
-    done = subprocess.run(
-        [*command, *args],
-        env={**os.environ, **environment},
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE,
-    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options |= {"env": {**os.environ, **environment}, "timeout": PATIENCE}
+    done = subprocess.run([*command, *args], check=False, **options)
     return done.returncode, done.stdout
 
 
@@ -54,24 +48,26 @@ def test_it_listens_on_every_address_of_localhost(start_server):
         socket.create_connection((address, server.port), PATIENCE).close()
 
 
-def test_the_default_is_port_5000_of_localhost(tmp_path):
+def skip_if_taken(host, port):
+    """Skip the test if there can be no server at this address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server(("127.0.0.1", 5000)).close()
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
-        pytest.skip(f"port 5000 is taken: {error}")
-    process = subprocess.Popen(
-        [sys.executable, APP], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+        pytest.skip(f"port {port} of {host}: {error}")
+
+
+def test_the_default_is_port_5000_of_localhost(tmp_path):
+    skip_if_taken("127.0.0.1", 5000)
+    options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, APP], **options)
     assert "Listening on ws://localhost:5000 " in process.stderr.readline()
     process.terminate()
     process.communicate(timeout=PATIENCE)
 
 
 def test_an_ipv6_address_is_shown_as_a_url(start_server):
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError as error:
-        pytest.skip(f"no IPv6: {error}")
+    skip_if_taken("::1", 0)
     server = start_server("--host", "::1")
     assert server.url.startswith("ws://[::1]:")
     record(server, "six", AUDIO)

@@ -110,7 +110,7 @@ def test_the_end_of_the_server_with_no_descriptor_left(start_server):
 
 @needs([*SOMEBODY.split(), "true"], "needs Linux, root and setpriv")
 def test_calls_that_end_when_no_thread_can_be_started(start_server):
-    limited = app_in(f'set -- {SOMEBODY} prlimit --nproc=2 "$@"')
+    limited = app_in(f'set -- {SOMEBODY} prlimit --nproc=9 "$@"')
     server = start_server(command=limited)
     end_calls(begin_calls(server, NAMES[:5]))
     check_calls(server, NAMES[:5])
