@@ -64,7 +64,7 @@ class Track:
         return self.length / (self.sample_rate * len(self.silence))
 
     def append(self, payload, timestamp, elapsed):
-        """Append `payload`, after silence for what is missing. Times are ms from start."""
+        """Append `payload`, after silence for what is missing; times are in ms."""
         gap = timestamp - round(self.seconds() * 1000)
         if gap >= GAP and timestamp <= elapsed + LEAD:
             payload = self.silence * (gap * self.sample_rate // 1000) + payload
@@ -252,7 +252,8 @@ async def serve(args, token, folders, saver):
         sys.exit(f"Cannot listen on --port {args.port} of {args.host}: {error}")
     host = f"[{args.host}]" if ":" in args.host else args.host
     port = server.sockets[0].getsockname()[1]
-    log.info("Listening on ws://%s:%d and saving to %s", host, port, args.directory)
+    folder = args.directory.absolute()
+    log.info("Listening on ws://%s:%d and saving to %s", host, port, folder)
     if not token:
         log.info("No AUTH_BEARER_TOKEN: anybody who finds the address can send audio")
     await stop.wait()
