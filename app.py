@@ -162,7 +162,7 @@ async def record(websocket, wanted, folders, saver):
                         tracks[media["track"]].append(payload, timestamp, elapsed)
                 elif event == "stop":
                     break
-                elif not isinstance(event, str):  # of others there are more to come
+                elif not isinstance(event, str):  # while a new event may be added
                     raise TypeError("no event")
             except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
                 skipped += 1
