@@ -11,11 +11,10 @@ import base64
 import contextlib
 import json
 import random
-import select
-import selectors
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -26,22 +25,18 @@ from websockets.frames import Frame, Opcode
 
 RATE = 1000 // CHUNK  # chunks per second of a track
 SIZE = 8 * CHUNK  # bytes of mu-law in a chunk
-WARM_UP = 1  # s of a call that are not measured
-MEASURED = 3  # s of a call that are
+WARM_UP = 1  # s of a call at the pace of a phone that are not measured
+MEASURED = 3  # s of it that are
+BURST = 120  # s of audio in the calls of a burst
 BURST_CALLS = 5
-BURST = 120  # s of audio in each of them
 BATCH = 1000  # messages that are sent at once in a burst
-LATE = 0.05  # s that the player may be behind schedule
 HOUR = 3600  # s
 PING = 0.002  # s from a pong to the next ping
 
 # asyncio reads into a new buffer of 256 KiB each time. glibc maps and unmaps memory for
 # it in a fresh process, and takes it from the heap, which is cheaper, once such a block
 # has been freed. This is the state of a server that has been up for a while.
-UP_FOR_A_WHILE = {
-    "MALLOC_MMAP_THRESHOLD_": "266240",
-    "MALLOC_TRIM_THRESHOLD_": "532480",
-}
+WARM = {"MALLOC_MMAP_THRESHOLD_": "266240", "MALLOC_TRIM_THRESHOLD_": "532480"}
 
 
 async def bare(websocket):
@@ -61,7 +56,7 @@ async def plain(websocket):
 
 
 async def serve(handler):
-    """Run a server with one of these handlers."""
+    """Run a server with one of these handlers, which never hang up."""
     async with websockets.serve(handler, "127.0.0.1", 0, compression=None) as server:
         port = server.sockets[0].getsockname()[1]
         print(f"Listening on ws://127.0.0.1:{port}", file=sys.stderr, flush=True)
@@ -71,12 +66,12 @@ async def serve(handler):
 @contextlib.contextmanager
 def serving(handler=None):
     """Run the recorder, or a server with the handler of this name, in a new folder."""
-    options = (
-        {"command": [sys.executable, __file__, "--serve", handler]} if handler else {}
-    )
+    other = {"command": [sys.executable, __file__, "--serve", handler]}
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder), AUTH_BEARER_TOKEN="", **options, **UP_FOR_A_WHILE)
+        options = WARM | (other if handler else {})
+        server = Server(Path(folder), AUTH_BEARER_TOKEN="", **options)
         server.usage = psutil.Process(server.process.pid)
+        server.hangs_up = not handler
         try:
             yield server
         finally:
@@ -88,154 +83,131 @@ def cpu(server):
     return sum(server.usage.cpu_times()[:2])  # user and system
 
 
-def frame(message):
-    """Return the bytes that carry a text message."""
-    return Frame(Opcode.TEXT, message.encode()).serialize(mask=True)
+def make_audio(seconds):
+    """Return random bytes for each track, and the frames that carry them in turn."""
+    rng = random.Random(seconds)
+    audio = {track: rng.randbytes(seconds * RATE * SIZE) for track in TRACKS}
+    texts = [text for _, text in call("", audio) if '"event": "media"' in text]
+    return audio, [Frame(Opcode.TEXT, x.encode()).serialize(mask=True) for x in texts]
 
 
-def make_audio(seconds, seed):
-    """Return random bytes for each track."""
-    rng = random.Random(seed)
-    return {track: rng.randbytes(int(seconds * RATE) * SIZE) for track in TRACKS}
+def check(server, name, audio, counts):
+    """Assert that each track of the calls was saved, as many chunks as `counts` has."""
+    for number, count in enumerate(counts):
+        for track, data in audio.items():
+            path = recording(server.directory, track, f"{name}-{number}")
+            assert path.read_bytes()[HEADER:] == data[: count * SIZE], path
 
 
-def media_frames(audio):
-    """Return the frames of a call's media, inbound and outbound in turn."""
-    return [frame(text) for _, text in call("", audio) if '"event": "media"' in text]
-
-
-def check(server, call_sid, audio):
-    """Return for each track in `audio` whether its file has exactly these bytes."""
-    paths = {recording(server.directory, t, call_sid): d for t, d in audio.items()}
-    return [p.exists() and p.read_bytes()[HEADER:] == d for p, d in paths.items()]
-
-
-def play(server, name, frames):
-    """Play calls at the pace of a phone, all at once, one for each list in `frames`.
-
-    Returns the CPU time of a message, then for each call how long it took from its stop
-    to the close, then how late this player was at the worst, all in s.
-    """
-    stopped, waited, late, used = {}, {}, 0, 0
-    last = max(len(each) // 2 for each in frames)
-    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        clients = [stack.enter_context(Client(server)) for _ in frames]
-        for client in clients:
-            selector.register(client.socket, selectors.EVENT_READ, client)
-        began = time.perf_counter()
-        for tick in range(last + RATE):  # the last of them is closed within a second
-            if tick in (WARM_UP * RATE, (WARM_UP + MEASURED) * RATE):
-                used = cpu(server) - used
-            for number, client in enumerate(clients):
-                due = began + (tick + number / len(clients)) / RATE
-                late = max(late, time.perf_counter() - due)
-                time.sleep(max(due - time.perf_counter(), 0))
-                if tick == 0:
-                    client.send(start(f"{name}-{number}", TRACKS))
-                for data in frames[number][2 * tick : 2 * tick + 2]:
-                    client.socket.sendall(data)
-                if 2 * tick == len(frames[number]):
-                    client.send(stop())
-                    stopped[client] = time.perf_counter()
-                for key, _ in selector.select(0):
-                    with contextlib.suppress(ConnectionError):
-                        key.data.read()
-                    if key.data.protocol.close_rcvd:
-                        waited[key.data] = time.perf_counter()
-                        selector.unregister(key.fileobj)
-    waits = [waited[client] - stopped[client] for client in waited]
-    return used / (len(clients) * 2 * MEASURED * RATE), waits, late
-
-
-def burst(server, name, frames):
-    """Play calls as fast as the server takes them, one for each list in `frames`.
-
-    Returns the CPU time of a message in s.
-    """
+@contextlib.contextmanager
+def begin(server, name, count):
+    """Begin calls, yield their clients, and drop the lines in the end."""
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(server)) for _ in frames]
+        clients = [stack.enter_context(Client(server)) for _ in range(count)]
         for number, client in enumerate(clients):
             client.send(start(f"{name}-{number}", TRACKS))
             client.sync()
+        yield clients
+
+
+def hang_up(client):
+    """End a call; return how long it takes until it is saved, in s."""
+    began = time.perf_counter()
+    client.send(stop())
+    client.wait_closed()
+    return time.perf_counter() - began
+
+
+def play(server, name, frames, counts, waits):
+    """Play calls at the pace of a phone, one with so many chunks for each in `counts`.
+
+    Returns the CPU time of a message in s. If the server saves and hangs up, adds to
+    `waits` how long that took for each call.
+    """
+    calls, ends = len(counts), []
+    with begin(server, name, calls) as clients, ThreadPoolExecutor(calls) as pool:
+        used, began = 0, time.perf_counter()
+        for tick in range(counts[-1] + 1):
+            if tick in (WARM_UP * RATE, (WARM_UP + MEASURED) * RATE):
+                used = cpu(server) - used
+            for number, (client, count) in enumerate(zip(clients, counts, strict=True)):
+                due = began + (tick + number / calls) / RATE
+                time.sleep(max(due - time.perf_counter(), 0))
+                if tick < count:
+                    client.socket.sendall(frames[2 * tick])
+                    client.socket.sendall(frames[2 * tick + 1])
+                elif tick == count and server.hangs_up:
+                    ends.append(pool.submit(hang_up, client))
+        if (late := time.perf_counter() - due) > 2 / RATE:
+            print(f"The player is {late:.2f} s late: these are its limits.")
+        waits += [end.result() for end in ends]
+    return used / (calls * 2 * MEASURED * RATE)
+
+
+def burst(server, name, frames):
+    """Play calls as fast as the server takes them; return the CPU time of a message."""
+    with begin(server, name, BURST_CALLS) as clients:
         used = cpu(server)
-        for place in range(0, len(frames[0]), BATCH):
-            for client, each in zip(clients, frames, strict=True):
-                client.socket.sendall(b"".join(each[place : place + BATCH]))
+        for place in range(0, len(frames), BATCH):
+            for client in clients:
+                client.socket.sendall(b"".join(frames[place : place + BATCH]))
         for client in clients:
             client.sync()
         used = cpu(server) - used
-        for client in clients:
-            client.send(stop())
-    return used / sum(map(len, frames))
+    return used / (BURST_CALLS * len(frames))
 
 
 def compare(calls, rounds):
-    """Compare the CPU times of a message; return whether each file is right."""
+    """Compare the CPU times of a message."""
+    audio, frames = make_audio(BURST)
     # They hang up one after the other, in the second after what is measured.
-    lengths = [WARM_UP + MEASURED + number / calls for number in range(calls)]
-    audios = [make_audio(seconds, n) for n, seconds in enumerate(lengths)]
-    frames = [media_frames(audio) for audio in audios]
-    long_audios = [make_audio(BURST, n) for n in range(BURST_CALLS)]
-    long_frames = [media_frames(audio) for audio in long_audios]
-    paces, bursts, waits, checks, latest = [], [], [], [], 0
+    last = (WARM_UP + MEASURED) * RATE
+    counts = [last + RATE * number // calls for number in range(calls)]
+    paces, bursts, waits = [], [], []
     with serving("bare") as one, serving("plain") as two, serving() as recorder:
         servers = one, two, recorder
         for number in range(rounds):
-            costs = []
-            for server in servers:
-                cost, times, late = play(server, f"call-{number}", frames)
-                costs.append(cost)
-                latest = max(late, latest)
-            waits += times  # of the recorder, which is the last
-            paces.append(costs)
-            bursts.append([burst(x, f"burst-{number}", long_frames) for x in servers])
+            name = f"call-{number}"
+            paces.append([play(x, name, frames, counts, waits) for x in servers])
+            bursts.append([burst(x, f"burst-{number}", frames) for x in servers])
         recorder.stop()
         for number in range(rounds):
-            for prefix, each in ("call", audios), ("burst", long_audios):
-                for call_number, audio in enumerate(each):
-                    checks += check(recorder, f"{prefix}-{number}-{call_number}", audio)
+            check(recorder, f"call-{number}", audio, counts)
+            check(recorder, f"burst-{number}", audio, [BURST * RATE] * BURST_CALLS)
     row("", "bare loop", "plain", "recorder", "to bare", "to plain")
     for label, costs in ("at the pace of calls", paces), ("in a burst", bursts):
         each = [f"{median(column) * 1e6:.1f}" for column in zip(*costs, strict=True)]
-        each.append(f"{median(ours / other for other, _, ours in costs):.2f}")
-        each.append(f"{median(ours / other for _, other, ours in costs):.2f}")
+        each += [f"{median(cost[2] / cost[n] for cost in costs):.2f}" for n in (0, 1)]
         row(f"CPU time of a message {label}, us", *each)
     each = [f"{wait * 1e3:.0f}" for wait in (median(waits), max(waits))]
     row("From stop to the files, median and worst, ms", *each)
-    if latest > LATE:
-        print(f"The player fell {latest * 1e3:.0f} ms behind: these are its limits.")
-    return checks
 
 
 def measure_hour():
-    """Measure the memory of a one-hour call, and how long others wait for its file.
-
-    Returns whether each file is right.
-    """
-    audio = make_audio(HOUR, "hour")
-    frames, pings = media_frames(audio), []
-    with serving() as recorder, Client(recorder) as hour, Client(recorder) as other:
-        hour.send(start("hour", TRACKS))
-        hour.sync()
+    """Measure the memory of a one-hour call, and how long others wait for its file."""
+    (audio, frames), pings = make_audio(HOUR), []
+    with (
+        serving() as recorder,
+        Client(recorder) as other,
+        begin(recorder, "hour", 1) as (hour,),
+        ThreadPoolExecutor(1) as pool,
+    ):
         before = recorder.usage.memory_info().rss
-        for batch in (frames[n : n + BATCH] for n in range(0, len(frames), BATCH)):
-            hour.socket.sendall(b"".join(batch))
+        for place in range(0, len(frames), BATCH):
+            hour.socket.sendall(b"".join(frames[place : place + BATCH]))
         hour.sync()
         growth = recorder.usage.memory_info().rss - before
-        hour.send(stop())
-        stopped = time.perf_counter()
-        while not select.select([hour.socket], [], [], PING)[0]:
-            pinged = time.perf_counter()
+        end = pool.submit(hang_up, hour)
+        while not end.done():
+            began = time.perf_counter()
             other.sync()
-            pings.append(time.perf_counter() - pinged)
-        waited = time.perf_counter() - stopped
-        hour.wait_closed()
-        checks = check(recorder, "hour", audio)
+            pings.append(time.perf_counter() - began)
+            time.sleep(PING)
+        check(recorder, "hour", audio, [HOUR * RATE])
     size = sum(map(len, audio.values()))
     row("Memory of a byte of audio in progress, bytes", f"{growth / size:.2f}")
-    row("From stop to the files of a one-hour call, ms", f"{waited * 1e3:.0f}")
+    row("From stop to the files of a one-hour call, ms", f"{end.result() * 1e3:.0f}")
     row("Worst ping of another connection meanwhile, ms", f"{max(pings) * 1e3:.1f}")
-    return checks
 
 
 def row(label, *values):
@@ -244,15 +216,10 @@ def row(label, *values):
 
 def main():
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--calls", default=100, type=int, help="two-track calls at once"
-    )
-    parser.add_argument(
-        "--rounds", default=5, type=int, help="how many rounds there are"
-    )
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--calls", default=100, type=int, help="two-track calls")
+    parser.add_argument("--rounds", default=5, type=int, help="how many of them")
     parser.add_argument("--serve", choices=["bare", "plain"], help=argparse.SUPPRESS)
     args, _ = parser.parse_known_args()
     if args.serve:
@@ -260,10 +227,9 @@ def main():
         return
     if min(args.calls, args.rounds) < 1:
         sys.exit("--calls and --rounds must be 1 or more")
-    print("Each server has its memory as one has that has been up for a while.")
-    checks = compare(args.calls, args.rounds)
-    checks += measure_hour()
-    row("Files with every byte, of all files", sum(checks), len(checks))
+    compare(args.calls, args.rounds)
+    measure_hour()
+    print("Every file has every byte.")
 
 
 if __name__ == "__main__":
