@@ -7,43 +7,35 @@ import subprocess
 import sys
 
 import pytest
-import soundfile
+from soundfile import SoundFile
 from stream import APP, MULAW, Client, call, play, recording
 
 SUBTYPES = {"audio/x-mulaw": "ULAW", "audio/x-alaw": "ALAW", "audio/x-l16": "PCM_16"}
 
 
-def record(server, call_sid, audio, media_format=MULAW):
+def record(server, call_sid, audio, media_format=MULAW, token=None, pause=None):
     """Play a call with the tracks in `audio`, at once, and wait for its files."""
-    asyncio.run(play(server.url, call(call_sid, audio, media_format), fast=True))
+    messages = call(call_sid, audio, media_format, pause=pause)
+    asyncio.run(play(server.url, messages, fast=True, token=token))
 
 
-def talk(server, *messages, token=None):
+def talk(server, *messages):
     """Send messages on a connection of their own; return close code and reason."""
-    with Client(server, token) as client:
+    with Client(server) as client:
         client.send(*messages)
         return client.wait_closed()
 
 
 def check_recording(path, audio, encoding="audio/x-mulaw", sample_rate=8000):
     """Assert that `path` is a WAV file of exactly the bytes `audio`."""
-    subtype = SUBTYPES[encoding.lower()]
-    raw = {
-        "format": "RAW",
-        "subtype": subtype,
-        "samplerate": sample_rate,
-        "channels": 1,
-    }
-    if subtype == "PCM_16":
-        raw["endian"] = "LITTLE"
-    info = soundfile.info(path)
-    assert (info.format, info.subtype) == ("WAV", subtype)
-    assert (info.samplerate, info.channels) == (sample_rate, 1)
-    expected, _ = soundfile.read(io.BytesIO(audio), dtype="int16", **raw)
-    found, _ = soundfile.read(path, dtype="int16")
-    assert len(found) == len(expected) and (found == expected).all()
+    raw = {"format": "RAW", "subtype": SUBTYPES[encoding.lower()], "endian": "LITTLE"}
+    expected = SoundFile(io.BytesIO(audio), "r", sample_rate, channels=1, **raw)
+    with SoundFile(path) as found:
+        assert (found.format, found.subtype) == ("WAV", expected.subtype)
+        assert (found.samplerate, found.channels) == (sample_rate, 1)
+        both = [file.read(dtype="int16").tobytes() for file in (expected, found)]
     # mu-law and A-law have two bytes for some values: compare the bytes as well.
-    assert path.read_bytes().endswith(audio)
+    assert both[0] == both[1] and path.read_bytes().endswith(audio)
 
 
 def check_saved(server, call_sid, audio, track="inbound", folder=None):
@@ -64,18 +56,19 @@ def app_after(*lines):
     return [sys.executable, "-c", "\n".join([*lines, run])]
 
 
+def app_with(options):
+    """Return the command that runs app.py with other `options` of websockets.serve."""
+    changed = f"functools.partial(websockets.serve, {options})"
+    return app_after("import functools, websockets", f"websockets.serve = {changed}")
+
+
 def needs(command, reason):
     """Return a mark for tests that need `command` to succeed; on CI, it has to."""
-    try:
-        found = (
-            subprocess.run(command, check=False, capture_output=True).returncode == 0
-        )
-    except OSError:
-        found = False
-    return pytest.mark.skipif(not found and not os.environ.get("CI"), reason=reason)
+    done = subprocess.run(command, check=False, capture_output=True, shell=True)
+    lacking = done.returncode != 0 and not os.environ.get("CI")
+    return pytest.mark.skipif(lacking, reason=reason)
 
 
 needs_namespaces = needs(
-    ["unshare", "--net", "--mount", "ip", "link", "set", "lo", "up"],
-    "needs Linux, root and iproute2, for namespaces and mounts",
+    "unshare --net --mount ip link set lo up", "needs Linux, root and iproute2"
 )

@@ -1,5 +1,6 @@
 """The recorder as a process of its own."""
 
+import contextlib
 import uuid
 
 import pytest
@@ -10,8 +11,11 @@ settings.register_profile("default", deadline=None, max_examples=25)
 settings.load_profile("default")
 
 
-def end(server):
-    """End a server that still runs, and assert that it has nothing to complain of."""
+@contextlib.contextmanager
+def running(*args, **options):
+    """Run a server; assert that it has nothing to complain of, also when it ends."""
+    server = Server(*args, **options)
+    yield server
     if server.process.poll() is None:
         assert server.stop() == 0
     assert "Traceback" not in "".join(server.lines)
@@ -20,23 +24,16 @@ def end(server):
 @pytest.fixture
 def start_server(tmp_path):
     """Start servers, with their arguments, that are stopped when the test ends."""
-    servers = []
-
-    def start(*args, directory=tmp_path, **options):
-        servers.append(Server(directory, *args, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        end(server)
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        yield lambda *args, **options: enter(running(tmp_path, *args, **options))
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A server for all tests that leave it as it is."""
-    server = Server(tmp_path_factory.mktemp("recordings"))
-    yield server
-    end(server)
+    with running(tmp_path_factory.mktemp("recordings")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import itertools
 import os
+import re
 import shlex
 import signal
 import socket
@@ -19,7 +20,6 @@ from websockets.uri import parse_uri
 
 HERE = Path(__file__).parent
 MULAW_WAV = struct.pack("<HHI", 7, 1, 8000)  # format code, channels, sample rate in Hz
-DAY = 86400  # s
 
 
 def read_mulaw(path):
@@ -48,17 +48,12 @@ def read_mulaw(path):
 
 def parse_pause(text):
     """Return track, place and length in s of a pause; end the program if it is none."""
-    try:
-        track, at, length = text.split(":")
-        pause = track, float(at), float(length)
-        if track in TRACKS and all(0 <= seconds <= DAY for seconds in pause[1:]):
-            return pause
-    except ValueError:
-        pass
-    sys.exit(
-        f"--pause must be TRACK:AT:SECONDS, such as inbound:1:2.5, with "
-        f"{' or '.join(TRACKS)} and two times of 0 to {DAY} s, not {text!r}"
-    )
+    seconds = r"(\d{1,5}(?:\.\d+)?)"
+    pause = re.fullmatch(rf"({'|'.join(TRACKS)}):{seconds}:{seconds}", text, re.ASCII)
+    if not pause:
+        example = "inbound:1:2.5 or outbound:0:10"
+        sys.exit(f"--pause must be TRACK:AT:SECONDS, such as {example}, not {text!r}")
+    return pause[1], float(pause[2]), float(pause[3])
 
 
 async def count_seconds(begun):
@@ -122,9 +117,8 @@ def explain(error, token):
 
 def main():
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     url, audio_file = "ws://localhost:5000", "mu-law WAV file to stream"
     choices = [*TRACKS, "both"]
     pause_help = "send nothing of a track for SECONDS, AT s into it"

@@ -1,10 +1,8 @@
-"""Both ends of a stream: the messages that SignalWire sends, and the recorder.
-
-This is what the tests, the simulated call and the benchmark have in common.
-"""
+"""Both ends of a stream, for all that is here: SignalWire's messages, the recorder."""
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import random
@@ -28,43 +26,32 @@ APP = Path(__file__).parents[1] / "app.py"
 PATIENCE = 20  # s to wait for what takes milliseconds on an idle machine
 TRACKS = ("inbound", "outbound")
 CHUNK = 20  # ms of audio in a message
+CONNECTED = json.dumps({"event": "connected", "protocol": "Call", "version": "0.2.0"})
 MULAW = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
-SAMPLE_WIDTHS = {"audio/x-mulaw": 1, "audio/x-alaw": 1, "audio/x-l16": 2}  # bytes
 HEADER = 58  # bytes before the audio in a mu-law file
 
 
-def connected():
-    """Return the message that comes first."""
-    return json.dumps({"event": "connected", "protocol": "Call", "version": "0.2.0"})
+def dump(event, sequence_number, **body):
+    return json.dumps({"event": event, "sequenceNumber": str(sequence_number), **body})
 
 
 def start(call_sid, tracks=("inbound",), media_format=MULAW, **fields):
     """Return the message that names the call; `fields` replace those of `start`."""
-    body = {
-        "streamSid": str(uuid.uuid4()),
-        "accountSid": str(uuid.uuid4()),
-        "callSid": call_sid,
-        "tracks": tracks,
-        "mediaFormat": media_format,
-    }
-    return json.dumps({"event": "start", "sequenceNumber": "1", "start": body | fields})
+    sids = {sid: str(uuid.uuid4()) for sid in ("streamSid", "accountSid")}
+    body = {"callSid": call_sid, "tracks": tracks, "mediaFormat": media_format}
+    return dump("start", 1, start=sids | body | fields)
 
 
 def media(track, payload, timestamp, chunk=1, sequence_number=2):
     """Return the message that carries `payload`, bytes for `timestamp` ms."""
-    body = {
-        "track": track,
-        "chunk": str(chunk),
-        "timestamp": str(timestamp),
-        "payload": base64.b64encode(payload).decode(),
-    }
-    number = str(sequence_number)
-    return json.dumps({"event": "media", "sequenceNumber": number, "media": body})
+    body = {"track": track, "chunk": str(chunk), "timestamp": str(timestamp)}
+    body["payload"] = base64.b64encode(payload).decode()
+    return dump("media", sequence_number, media=body)
 
 
 def stop(sequence_number=3):
     """Return the message that comes last."""
-    return json.dumps({"event": "stop", "sequenceNumber": str(sequence_number)})
+    return dump("stop", sequence_number)
 
 
 def call(call_sid, audio, media_format=MULAW, loss=0.0, seed=None, pause=None):
@@ -76,20 +63,20 @@ def call(call_sid, audio, media_format=MULAW, loss=0.0, seed=None, pause=None):
     """
     pause_track, pause_at, pause_length = pause or (None, 0, 0)
     rng = random.Random(seed)
-    width = SAMPLE_WIDTHS[media_format["encoding"].lower()]
+    width = 2 if "l16" in media_format["encoding"].lower() else 1  # bytes
     size = media_format["sampleRate"] * width * CHUNK // 1000
-    chunks, end = [], 0
+    chunks = []
     for track, data in audio.items():
         for number in range(-(-len(data) // size)):
             timestamp = number * CHUNK
             if track == pause_track and timestamp >= pause_at * 1000:
                 timestamp += int(pause_length * 1000)
-            end = max(end, timestamp + CHUNK)
             if rng.random() >= loss:
                 payload = data[number * size : (number + 1) * size]
                 chunks.append((timestamp, track, number + 1, payload))
     chunks.sort(key=lambda chunk: chunk[0])
-    yield 0, connected()
+    end = chunks[-1][0] + CHUNK if chunks else 0
+    yield 0, CONNECTED
     yield 0, start(call_sid, list(audio), media_format)
     for sequence_number, (timestamp, track, number, payload) in enumerate(chunks, 2):
         yield timestamp, media(track, payload, timestamp, number, sequence_number)
@@ -148,15 +135,16 @@ class Server:
                 self.lines.append(line)
                 self.news.notify_all()
 
-    def wait_for(self, *texts):
-        """Return the first line of the log that has all of `texts`, once it is there."""
+    def wait_for(self, *texts, count=1):
+        """Wait until `count` lines of the log have all of `texts`; return the last."""
 
         def find():
-            return next((x for x in self.lines if all(t in x for t in texts)), None)
+            found = [x for x in self.lines if all(text in x for text in texts)]
+            return found[count - 1 :]
 
         with self.news:
             assert self.news.wait_for(find, PATIENCE), (texts, self.lines)
-            return find()
+            return find()[0]
 
     def stop(self, signum=signal.SIGTERM):
         """End the server and return its exit status."""
@@ -166,22 +154,16 @@ class Server:
         return status
 
 
-class Client:
-    """A WebSocket on a bare socket: it reads only when asked, and can end without manners."""
+class Client(contextlib.AbstractContextManager):
+    """A WebSocket that reads only when asked, and can end without manners."""
 
-    def __init__(self, server, token=None):
+    def __init__(self, server):
         self.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.protocol = ClientProtocol(parse_uri(server.url))
-        request = self.protocol.connect()
-        if token:
-            request.headers["Authorization"] = f"Bearer {token}"
-        self.protocol.send_request(request)
+        self.protocol.send_request(self.protocol.connect())
         self.flush()
         self.wait_for(lambda event: isinstance(event, Response))
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.socket.close()

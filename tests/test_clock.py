@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from checks import check_recording, check_saved, talk
+from checks import check_saved, record, talk
 from hypothesis import given
 from hypothesis import strategies as st
 from stream import HEADER, call, media, play, recording, start, stop
@@ -14,7 +14,6 @@ from stream import HEADER, call, media, play, recording, start, stop
 from app import ENCODINGS, GAP, LEAD, Track
 
 RNG = random.Random(8)
-AUDIO = {track: RNG.randbytes(16000) for track in ("inbound", "outbound")}  # 2 s
 
 
 def new_track():
@@ -69,8 +68,7 @@ def test_silence_is_where_the_gap_was(name):
 def test_a_call_of_four_hours_on_two_clocks(drift, loss):
     track, rng = new_track(), random.Random(11)
     for stamp in range(0, 4 * 3600_000, 400):
-        # Every ten minutes, a gap of two seconds.
-        if rng.random() >= loss and stamp % 600_000 >= 2000:
+        if rng.random() >= loss and stamp % 600_000 >= 2000:  # a gap in ten minutes
             early = rng.randrange(-100, 100)
             track.append(bytes(3200), stamp + early, int(stamp * (1 - drift)))
             # Once at its own time, the audio is within what a gap is, and the jitter.
@@ -112,36 +110,17 @@ def test_audio_without_a_timestamp_is_kept(server, call_sid, name):
     check_saved(server, call_sid, b"".join(audio.values()))
 
 
-ENCODED = [("audio/x-mulaw", 8000, b"\xff"), ("audio/x-alaw", 8000, b"\xd5")]
-ENCODED += [("audio/x-l16", 24000, b"\0\0")]
-
-
-@pytest.mark.parametrize(("encoding", "sample_rate", "nothing"), ENCODED)
-def test_a_pause_is_silent(server, call_sid, encoding, sample_rate, nothing):
-    media_format = {"encoding": encoding, "sampleRate": sample_rate}
-    # Less than LEAD: so there is no need to wait for it.
-    messages = call(call_sid, AUDIO, media_format, pause=("outbound", 0.1, 1))
-    asyncio.run(play(server.url, messages, fast=True))
-    place = sample_rate * len(nothing) // 10
-    said = AUDIO["outbound"]
-    audio = {**AUDIO, "outbound": said[:place] + nothing * sample_rate + said[place:]}
-    for track, data in audio.items():
-        path = recording(server.directory, track, call_sid)
-        check_recording(path, data, encoding, sample_rate)
-
-
 def test_losses_and_a_pause_in_real_time(server, call_sid):
     audio = {"inbound": RNG.randbytes(8000), "outbound": RNG.randbytes(24000)}
     lossy = {"loss": 0.1, "seed": 9, "pause": ("inbound", 0.5, 2.0)}
     messages = list(call(call_sid, audio, **lossy))
     asyncio.run(play(server.url, messages))
     sent = [json.loads(message)["media"] for _, message in messages[2:-1]]
-    for track, data in audio.items():
+    assert len(sent) < 200
+    for track in audio:
         recorded = recording(server.directory, track, call_sid).read_bytes()[HEADER:]
-        chunks = [chunk for chunk in sent if chunk["track"] == track]
-        assert len(chunks) < len(data) // 160
         place = 0
-        for chunk in chunks:
+        for chunk in (chunk for chunk in sent if chunk["track"] == track):
             payload = base64.b64decode(chunk["payload"])
             found = recorded.index(payload, place)
             assert set(recorded[place:found]) <= {0xFF}
@@ -152,6 +131,5 @@ def test_losses_and_a_pause_in_real_time(server, call_sid):
 
 def test_a_future_that_is_played_now_gets_no_silence(server, call_sid):
     audio = {"inbound": RNG.randbytes(80000)}  # 10 s
-    messages = call(call_sid, audio, pause=("inbound", 5.0, 3600.0))
-    asyncio.run(play(server.url, messages, fast=True))
+    record(server, call_sid, audio, pause=("inbound", 5.0, 3600.0))
     check_saved(server, call_sid, audio["inbound"])

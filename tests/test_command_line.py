@@ -15,23 +15,17 @@ from stream import APP, PATIENCE, TRACKS, recording
 AUDIO = {track: random.Random(3).randbytes(320) for track in TRACKS}
 
 
-def run(*args, command=(sys.executable, APP), **environment):
-    """Run app.py to its end, which is soon; return its exit status and what it said."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    options |= {"env": {**os.environ, **environment}, "timeout": PATIENCE}
+def check_refusal(texts, *args, command=(sys.executable, APP), **environment):
+    """Assert that app.py, run like this, ends with one line, which has `texts`."""
+    options = {"env": {**os.environ, **environment}, "timeout": PATIENCE}
+    options |= {"stderr": subprocess.PIPE, "text": True}
     done = subprocess.run([*command, *args], check=False, **options)
-    return done.returncode, done.stdout
-
-
-def check_refusal(texts, *args, **options):
-    """Assert that app.py, run with these options, ends with a line that has `texts`."""
-    status, output = run(*args, **options)
-    assert status == 1 and output.count("\n") == 1
-    assert all(text in output for text in texts), output
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert all(text in done.stderr for text in texts), done.stderr
 
 
 def test_help_tells_the_defaults():
-    _, text = run("--help")
+    text = subprocess.check_output([sys.executable, APP, "--help"], text=True)
     defaults = {"host": "localhost", "port": 5000, "directory": ".", "tracks": "both"}
     for flag, default in defaults.items():
         assert re.search(rf"--{flag} [^-]*\(default: {re.escape(str(default))}\)", text)
@@ -48,33 +42,18 @@ def test_it_listens_on_every_address_of_localhost(start_server):
         socket.create_connection((address, server.port), PATIENCE).close()
 
 
-def skip_if_taken(host, port):
-    """Skip the test if there can be no server at this address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        pytest.skip(f"port {port} of {host}: {error}")
-
-
-def test_the_default_is_port_5000_of_localhost(tmp_path):
-    skip_if_taken("127.0.0.1", 5000)
-    options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, APP], **options)
-    assert "Listening on ws://localhost:5000 " in process.stderr.readline()
-    process.terminate()
-    process.communicate(timeout=PATIENCE)
-
-
 def test_an_ipv6_address_is_shown_as_a_url(start_server):
-    skip_if_taken("::1", 0)
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6: {error}")
     server = start_server("--host", "::1")
     assert server.url.startswith("ws://[::1]:")
     record(server, "six", AUDIO)
 
 
 @needs_namespaces
-def test_localhost_without_ipv6(tmp_path):
+def test_the_defaults_and_localhost_without_ipv6(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("::1 localhost\n127.0.0.1 localhost\n")
     simulate_call = Path(__file__).with_name("simulate_call.py")
@@ -84,7 +63,7 @@ def test_localhost_without_ipv6(tmp_path):
         echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6
         mount --bind {hosts} /etc/hosts
         {sys.executable} {APP} 2> log &
-        until grep -q Listening log; do kill -0 $!; done
+        until grep -q 'Listening on ws://localhost:5000 ' log; do kill -0 $!; done
         {sys.executable} {simulate_call} --fast ws://127.0.0.1:5000
         kill $!
         wait $!
@@ -132,17 +111,18 @@ def test_a_port_that_is_taken():
         check_refusal(texts, "--host", "127.0.0.1", "--port", port)
 
 
-BAD_ADDRESSES = [("127.0.0.1", "70000"), ("192.0.2.1", "5000"), ("a..b", "5000")]
+REFUSED = {
+    "--port 70000 of 127.0.0.1": ["--host=127.0.0.1", "--port=70000"],
+    "--port 5000 of 192.0.2.1": ["--host=192.0.2.1"],
+    "--port 5000 of a..b": ["--host=a..b"],
+    "folder missing (--directory)": ["--directory=missing"],
+    f"folder {APP} (--directory)": [f"--directory={APP}"],
+}
 
 
-@pytest.mark.parametrize(("host", "port"), BAD_ADDRESSES)
-def test_an_address_that_cannot_be_listened_on(host, port):
-    check_refusal([f"--port {port} of {host}"], "--host", host, "--port", port)
-
-
-@pytest.mark.parametrize("folder", [APP / "missing", APP])
-def test_a_folder_that_is_not_there_or_is_none(folder):
-    check_refusal([f"folder {folder} ", "--directory"], "--directory", folder)
+@pytest.mark.parametrize(("said", "args"), REFUSED.items())
+def test_an_address_or_a_folder_that_is_none(said, args):
+    check_refusal([said], *args)
 
 
 @needs_namespaces
