@@ -39,7 +39,7 @@ ENCODINGS = {
 GAP = 200  # ms that are missing, and become silence; less is jitter
 LEAD = 2000  # ms that a sender's timestamp may be ahead of our own clock for that
 NAP = 0.2  # s without reading a call: to wake up for ten chunks at once costs far less
-BACKLOG = 2**15  # bytes in one read, more than a call sends in a nap: we are behind
+BACKLOG = 2**15  # bytes in one read, more than comes in most naps: we are behind
 ABOUT = 'This recorder is running. Its address belongs in <Stream url="wss://...">.\n'
 
 log = logging.getLogger("app")
@@ -117,7 +117,7 @@ def begin(start):
 
 
 def save(call_sid, tracks, wanted, folders):
-    """Save each track in the first of the `folders` that takes it, and log which."""
+    """Save each track in one of the `folders`, in up to ten rounds, and log which."""
     for track_name, track in tracks.items():
         name = f"{track_name.capitalize()}-{call_sid}"
         if not track.length:
@@ -188,7 +188,7 @@ class Connection(websockets.ServerConnection):
 
     limit = sys.maxsize  # of descriptors; a new one is the lowest number that is free
     recording = False  # set by record()
-    last_warning = float("-inf")  # s on the loop's clock, of all connections
+    last_warning = float("-inf")  # of any connection, s on the loop's clock
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -281,7 +281,7 @@ def main():
     args = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%X")
     log.setLevel(logging.INFO)
-    library = logging.getLogger("websockets.server")  # whom bytes behind a GET upset
+    library = logging.getLogger("websockets.server")  # has a traceback for a GET's body
     library.addFilter(lambda record: record.msg != "unexpected internal error")
     try:
         tempfile.TemporaryFile(dir=args.directory).close()

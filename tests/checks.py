@@ -41,7 +41,7 @@ def check_recording(path, audio, encoding="audio/x-mulaw", sample_rate=8000):
 def check_saved(server, call_sid, audio, track="inbound", folder=None):
     """Wait until a track of the call has been saved; assert that it is `audio`."""
     path = recording(folder or server.directory, track, call_sid)
-    server.wait_for("Saved", path.name)
+    server.wait_for("Saved", str(path) if folder else path.name)
     check_recording(path, audio)
 
 
@@ -57,7 +57,7 @@ def app_after(*lines):
 
 
 def app_with(options):
-    """Return the command that runs app.py with other `options` of websockets.serve."""
+    """Return the command that runs app.py with more `options` of websockets.serve."""
     changed = f"functools.partial(websockets.serve, {options})"
     return app_after("import functools, websockets", f"websockets.serve = {changed}")
 

@@ -51,8 +51,7 @@ def parse_pause(text):
     seconds = r"(\d{1,5}(?:\.\d+)?)"
     pause = re.fullmatch(rf"({'|'.join(TRACKS)}):{seconds}:{seconds}", text, re.ASCII)
     if not pause:
-        example = "inbound:1:2.5 or outbound:0:10"
-        sys.exit(f"--pause must be TRACK:AT:SECONDS, such as {example}, not {text!r}")
+        sys.exit(f"--pause must be TRACK:AT:SECONDS, like inbound:1:2.5, not {text!r}")
     return pause[1], float(pause[2]), float(pause[3])
 
 

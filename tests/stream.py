@@ -9,7 +9,6 @@ import random
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ from websockets.http11 import Response
 from websockets.uri import parse_uri
 
 APP = Path(__file__).parents[1] / "app.py"
-PATIENCE = 20  # s to wait for what takes milliseconds on an idle machine
+PATIENCE = 20  # s to wait for anything, on a busy machine
 TRACKS = ("inbound", "outbound")
 CHUNK = 20  # ms of audio in a message
 CONNECTED = json.dumps({"event": "connected", "protocol": "Call", "version": "0.2.0"})
@@ -136,7 +135,7 @@ class Server:
                 self.news.notify_all()
 
     def wait_for(self, *texts, count=1):
-        """Wait until `count` lines of the log have all of `texts`; return the last."""
+        """Wait until `count` lines of the log have all of `texts`; return that line."""
 
         def find():
             found = [x for x in self.lines if all(text in x for text in texts)]
@@ -207,9 +206,3 @@ class Client(contextlib.AbstractContextManager):
         while not self.protocol.close_rcvd:
             self.read()
         return self.protocol.close_rcvd.code, self.protocol.close_rcvd.reason
-
-    def reset(self):
-        """End with a RST instead of a FIN."""
-        linger = struct.pack("ii", 1, 0)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.socket.close()

@@ -45,12 +45,12 @@ def test_two_streams_of_a_call_record_a_track_each(server, call_sid):
     check_tracks(server, call_sid, AUDIO)
 
 
-def media_format(encoding, sample_rate, channels=1):
-    return {"encoding": encoding, "sampleRate": sample_rate, "channels": channels}
+def media_format(encoding, sample_rate, **channels):
+    return {"encoding": encoding, "sampleRate": sample_rate, **channels}
 
 
 FORMATS = [("audio/x-mulaw", 8000, b"\xff", "mu-law, 8 kHz")]
-FORMATS += [("AUDIO/X-MULAW", 8000, b"\xff", "mu-law, 8 kHz")]
+FORMATS += [("AUDIO/X-MULAW", 48000, b"\xff", "mu-law, 48 kHz")]
 FORMATS += [("audio/x-alaw", 8000, b"\xd5", "A-law, 8 kHz")]
 FORMATS += [("audio/x-L16", 16000, b"\0\0", "L16, 16 kHz")]
 FORMATS += [("audio/x-l16", 24000, b"\0\0", "L16, 24 kHz")]
@@ -74,7 +74,6 @@ def test_media_formats(server, call_sid, encoding, sample_rate, silence, words):
         f"Saved Inbound-{call_sid}.wav, {8000 / second:.1f} s\n",
         f"Saved Outbound-{call_sid}.wav, {6050 / second + 1:.1f} s\n",
     ]
-    assert len(f"00:00:00 INFO {lines[0]}") <= 80 + ("11" in words)
 
 
 LACKING = [('"callSid": null', '"sid": 1'), ('"callSid": null', '"callSid": ""')]
@@ -89,16 +88,16 @@ def test_what_start_may_lack(server, call_sid, null, instead):
     check_tracks(server, call_sid, {"inbound": AUDIO["inbound"]})
 
 
-MULAW, L16 = "audio/x-mulaw", "audio/x-L16"
-REFUSED = [media_format(MULAW, rate) for rate in (0, -8000, "8000", 8000.5, True, None)]
+RATES = 7999, 48001, -8000, "8000", 8000.5, True, None
+REFUSED = [media_format("audio/x-mulaw", rate) for rate in RATES]
 REFUSED += [media_format(encoding, 8000) for encoding in ("audio/opus", "", None)]
-REFUSED += [media_format(L16, 10**12), media_format(L16, 16000, channels=2)]
-REFUSED += [media_format(L16, 16000, channels=None), {}, [], "audio/x-mulaw"]
+REFUSED += [media_format("audio/x-mulaw", 8000, channels=count) for count in (2, None)]
+REFUSED += [{}, [], "audio/x-mulaw"]
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=str)
 def test_a_format_that_would_get_a_wrong_header_is_refused(server, call_sid, refused):
-    code, reason = talk(server, start(call_sid, media_format=refused))
+    code, reason = talk(server, start(call_sid, media_format=refused), INBOUND)
     assert code == 1003 and "audio/x-mulaw" in reason
     encodings = "audio/x-mulaw, audio/x-alaw, audio/x-l16"
     server.wait_for("WARNING Refused", encodings, repr(refused))

@@ -98,7 +98,8 @@ def test_a_call_that_ends_early(start_server, tmp_path, reason):
         ended = process if reason == "Ctrl-C" else server.process
         ended.send_signal(signal.Signals[ENDS[reason]])
         assert process.wait(PATIENCE) == 1
-        shown += screen.read(4096).decode()
+        while not shown.endswith("\r\n"):
+            shown += screen.read(4096).decode()
     assert re.fullmatch(rf"\r0 s.*\r1 s.*\r {{40}}\rStreaming .*{reason}.*\r\n", shown)
     server.stop()
     audio = recorded(tmp_path, shown)
