@@ -1,24 +1,21 @@
-"""Record SignalWire calls: save the audio that a <Stream> sends as WAV files.
-
-A stream is JSON on a WebSocket: `start` names the call, `media` is audio, `stop` ends.
-"""
+"""Record SignalWire phone calls: save the audio of each <Stream> as WAV files."""
 
 import argparse
 import asyncio
-import binascii
+import base64
 import contextlib
-import dataclasses
-import functools
 import hmac
 import itertools
 import json
-import logging
+import logging.handlers
 import os
+import queue
 import re
 import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,283 +24,356 @@ import pywav
 import websockets
 
 TRACKS = ("inbound", "outbound")
-SID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what is safe in the name of a file
+SAFE_SID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # can be part of a file name
 
-# Encoding, in lower case: its name, WAV format code, and a sample of silence.
+# The encodings, by their names in start.mediaFormat without "audio/" and "x-". Each has
+# its name for the log, its format code in a WAV file, and one sample of silence.
 ENCODINGS = {
-    "audio/x-mulaw": ("mu-law", 7, b"\xff"),
-    "audio/x-alaw": ("A-law", 6, b"\xd5"),
-    "audio/x-l16": ("L16", 1, b"\0\0"),
+    "mulaw": ("mu-law", 7, b"\xff"),
+    "pcmu": ("mu-law", 7, b"\xff"),
+    "alaw": ("A-law", 6, b"\xd5"),
+    "pcma": ("A-law", 6, b"\xd5"),
+    "l16": ("L16", 1, b"\0\0"),  # little-endian, as in a WAV file
 }
 
-GAP = 200  # ms that are missing, and become silence; less is jitter
-LEAD = 2000  # ms that a sender's timestamp may be ahead of our own clock for that
-NAP = 0.2  # s without reading a call: to wake up for ten chunks at once costs far less
-BACKLOG = 2**15  # bytes in one read, more than comes in most naps: we are behind
-ABOUT = 'This recorder is running. Its address belongs in <Stream url="wss://...">.\n'
-
+SHORTEST_GAP = 200  # ms. Where more audio is missing, silence takes its place.
+CLOCK_TOLERANCE = 2000  # ms. A timestamp further ahead of our clock must be wrong.
 log = logging.getLogger("app")
+unsaved = set()  # the connections whose call has begun and is not saved yet
 
 
 class Refused(Exception):
-    """A stream is not recorded. Holds close code, reason, and the repr of what came."""
+    """A stream cannot be recorded. Holds the close code and the reason."""
 
 
-@dataclasses.dataclass
 class Track:
-    """One track of a stream: how its audio is encoded, and its chunks."""
+    """One track of a call: its audio so far, and how to save it."""
 
-    format: int  # WAV's code of the encoding
-    silence: bytes  # for one sample
-    sample_rate: int  # Hz
-    chunks: list[bytes] = dataclasses.field(default_factory=list)
-    length: int = 0  # bytes in the chunks
+    def __init__(self, name, call_sid, encoding, sample_rate, wanted):
+        self.stem = f"{name.capitalize()}-{call_sid}"  # name of its file without .wav
+        _, self.format_code, silent_sample = encoding
+        self.sample_rate = sample_rate  # Hz
+        self.sample_width = len(silent_sample)  # bytes
+        self.byte_rate = sample_rate * self.sample_width  # bytes per second
+        self.is_wanted = name in wanted
+        self.began = time.monotonic()  # s
+        self.block = silent_sample * (sample_rate // 50)  # 20 ms of silence
+        self.chunks = []
+        self.length = 0  # bytes in the chunks
+        self.silence = 0  # bytes of them that stand for missing audio
 
-    def seconds(self):
-        """Return how long the chunks play."""
-        return self.length / (self.sample_rate * len(self.silence))
-
-    def append(self, payload, timestamp, elapsed):
-        """Append `payload`, after silence for what is missing; times are in ms."""
-        gap = timestamp - round(self.seconds() * 1000)
-        if gap >= GAP and timestamp <= elapsed + LEAD:
-            payload = self.silence * (gap * self.sample_rate // 1000) + payload
+    def append(self, payload, timestamp):
+        """Append `payload`, of `timestamp` ms after `start`; 0 is unknown: no gap."""
+        gap = timestamp - self.length * 1000 // self.byte_rate  # ms missing so far
+        if gap >= SHORTEST_GAP:
+            elapsed = (time.monotonic() - self.began) * 1000  # ms
+            if timestamp <= elapsed + CLOCK_TOLERANCE:
+                missing = gap * self.sample_rate // 1000 * self.sample_width  # bytes
+                count, rest = divmod(missing, len(self.block))
+                # One object many times: a long silence takes hardly any memory.
+                self.chunks += [self.block] * count + [self.block[:rest]]
+                self.length += missing
+                self.silence += missing
         self.chunks.append(payload)
         self.length += len(payload)
 
-    def write(self, folder, name):
-        """Write a new file in `folder`, whole or not at all, and return its path."""
+    def write(self, folder, mode):
+        """Write a new file in `folder` with the permissions `mode`; return its path.
+
+        Until it is complete and on the disk, its name ends in .part. Creating that file
+        claims the name: only one process can do so, the others take the next number.
+        """
         for number in itertools.count(1):
-            path = folder / (f"{name}-{number}.wav" if number > 1 else f"{name}.wav")
+            suffix = f"-{number}" if number > 1 else ""
+            path = folder / f"{self.stem}{suffix}.wav"
             part = path.with_suffix(".wav.part")
-            with contextlib.suppress(FileExistsError):
-                part.touch(exist_ok=False)  # claims the name, or it is the next number
+            if os.path.lexists(path):
+                continue
+            try:
+                part.touch(mode, exist_ok=False)
+            except FileExistsError:
+                continue
+            if os.path.lexists(path):  # Another process finished before our claim.
+                part.unlink()
+                continue
+            try:
+                header = 1, self.sample_rate, 8 * self.sample_width, self.format_code
+                with contextlib.closing(pywav.WavWrite(part, *header)) as wav:
+                    wav.write(b"".join(self.chunks))
+                with part.open("rb+") as file:
+                    os.fsync(file.fileno())
+                return part.rename(path)
+            except Exception:
+                part.unlink(missing_ok=True)
+                raise
+
+    async def save(self, folders):
+        """Save the track, however long that takes; log where it is, and new problems.
+
+        `folders` are pairs of a folder and the permissions of files in it. The first is
+        tried every second, and the others, too, from the fourth try on.
+        """
+        if not self.length:
+            why = "no audio came" if self.is_wanted else "not in --tracks"
+            log.info("No %s.wav: %s", self.stem, why)
+            return
+        seconds, silence = self.length / self.byte_rate, self.silence / self.byte_rate
+        note = f" (no audio came for {silence:.1f} s of it)" if silence else ""
+        problems = {}
+        for attempt in itertools.count():
+            for folder, mode in folders if attempt >= 3 else folders[:1]:
                 try:
-                    if not os.path.lexists(path):
-                        header = 1, self.sample_rate, 8 * len(self.silence), self.format
-                        with contextlib.closing(pywav.WavWrite(part, *header)) as wav:
-                            wav.write(b"".join(self.chunks))
-                        with part.open("rb+") as file:
-                            os.fsync(file.fileno())  # before the name says it is saved
-                        return part.rename(path)
-                finally:
-                    part.unlink(missing_ok=True)
+                    path = await asyncio.to_thread(self.write, folder, mode)
+                    log.info("Saved %s, %.1f s%s", path, seconds, note)
+                    return
+                except Exception as error:  # noqa: BLE001 - whatever it is, try again
+                    problem = f"{self.stem}.wav in {folder}: {error!r}"
+                    if problem != problems.get(folder):
+                        problems[folder] = problem
+                        log.error("Could not save %s, trying again", problem)
+            await asyncio.sleep(1)
 
 
-def begin(start):
-    """Log what `start` begins; return its callSid and its tracks, or raise Refused."""
-    call_sid = start.get("callSid") or start.get("streamSid")
-    if not isinstance(call_sid, str) or not SID.fullmatch(call_sid):
+def new_tracks(start, wanted):
+    """Return the callSid in `start`, and new tracks by name; or raise Refused."""
+    # Whether the stream of a conference has a callSid is not documented.
+    sid = start.get("callSid") or start.get("streamSid")
+    if not isinstance(sid, str) or not SAFE_SID.fullmatch(sid):
         reason = "callSid must be 1 to 64 letters, digits, - or _"
-        raise Refused(1008, reason, repr(call_sid))
+        raise Refused(websockets.CloseCode.POLICY_VIOLATION, reason)
+    encoding = None
     match start.get("mediaFormat"):
         case None:
-            encoding, sample_rate, channels = "audio/x-mulaw", 8000, 1
-        case {"encoding": str(encoding), "sampleRate": int(sample_rate), **others}:
-            encoding, channels = encoding.lower(), others.get("channels", 1)
-        case _:
-            encoding = None  # which is refused
-    if encoding not in ENCODINGS or not 8000 <= sample_rate <= 48000 or channels != 1:
+            encoding, rate = ENCODINGS["mulaw"], 8000
+        case {"encoding": str(name), "sampleRate": int(rate), **others}:
+            if 8000 <= rate <= 48000 and others.get("channels", 1) == 1:
+                name = name.lower().removeprefix("audio/").removeprefix("x-")
+                encoding = ENCODINGS.get(name)
+    if encoding is None:
         reason = f"mediaFormat must be {', '.join(ENCODINGS)}, 8 to 48 kHz, 1 channel"
-        raise Refused(1003, reason, repr(start["mediaFormat"]))
-    label, format_code, silence = ENCODINGS[encoding]
-    announced = [track for track in TRACKS if track in str(start.get("tracks"))]
-    about = "both tracks" if len(announced) == 2 else "".join(announced) or "no tracks"
-    about += f", {label}, {sample_rate / 1000:g} kHz"
-    if isinstance(parameters := start.get("customParameters"), dict):
-        about += "".join(f", {name}={value}" for name, value in parameters.items())
-    log.info("%s: %s", call_sid, repr(about[:120])[1:-1])  # repr() has no line breaks
-    return call_sid, {name: Track(format_code, silence, sample_rate) for name in TRACKS}
+        raise Refused(websockets.CloseCode.UNSUPPORTED_DATA, reason)
+    # %.500r puts what a stranger sent on one line, and cuts it off.
+    said = {key: start.get(key) for key in ("tracks", "customParameters")}
+    log.info("%s: started, %s, %d Hz, %.500r", sid, encoding[0], rate, said)
+    return sid, {name: Track(name, sid, encoding, rate, wanted) for name in TRACKS}
 
 
-def save(call_sid, tracks, wanted, folders):
-    """Save each track in one of the `folders`, in up to ten rounds, and log which."""
-    for track_name, track in tracks.items():
-        name = f"{track_name.capitalize()}-{call_sid}"
-        if not track.length:
-            why = "no audio" if wanted in (track_name, "both") else "not in --tracks"
-            log.info("No %s.wav: %s", name, why)
-            continue
-        for folder in folders * 10:
-            try:
-                path = track.write(folder, name)
-            except Exception as error:  # noqa: BLE001 - whatever it is, try again
-                log.error("Could not save %s.wav in %s: %r", name, folder, error)
-                if folder is folders[-1]:
-                    time.sleep(1)
-            else:
-                log.info("Saved %s, %.1f s", path, track.seconds())
-                break
-        else:
-            log.error("Call has lost %.1f s: %s.wav", track.seconds(), name)
+def parse(message, tracks):
+    """Return the event in `message`, and what it carries.
 
-
-async def record(websocket, wanted, folders, saver):
-    """Record the stream on `websocket`; however it ends, save the `wanted` tracks."""
-    call_sid, tracks, began, skipped = "No call yet", {}, 0, 0
-    try:
-        async for message in websocket:
-            try:
-                data = json.loads(message)
-                event = data["event"]
-                if event == "start":
-                    if tracks:
-                        raise ValueError("a second start")
-                    call_sid, tracks = begin(data.get("start") or {})
-                    began = time.monotonic()
-                    websocket.recording = True
-                elif event == "media":
-                    media = data["media"]
-                    payload = binascii.a2b_base64(media["payload"], strict_mode=True)
-                    digits = str(media.get("timestamp"))
-                    timestamp = int(digits) if digits.isdecimal() else 0
-                    elapsed = int((time.monotonic() - began) * 1000)
-                    if wanted in (media["track"], "both"):
-                        tracks[media["track"]].append(payload, timestamp, elapsed)
-                elif event == "stop":
-                    break
-                elif not isinstance(event, str):  # while a new event may be added
-                    raise TypeError("no event")
-            except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-                skipped += 1
-                if skipped == 1:
-                    log.warning("%s: skipped a message: %.100r", call_sid, message)
-    except websockets.ConnectionClosedError as closed:
+    `start` carries a dict, `media` one of `tracks`, the payload, and a timestamp in ms,
+    0 if unknown. Raises KeyError, TypeError, ValueError, RecursionError for nonsense.
+    """
+    data = json.loads(message.decode())
+    event = data["event"]
+    if event == "media":
+        if not tracks:
+            raise ValueError("media before start")
+        media = data["media"]
+        track = tracks[media["track"]]
+        payload = base64.b64decode(media["payload"], validate=True)
+        if len(payload) % track.sample_width:
+            raise ValueError("payload ends within a sample")
+        digits = str(media.get("timestamp"))
+        return event, (track, payload, int(digits) if digits.isdecimal() else 0)
+    if event == "start":
         if tracks:
-            why = str(closed.sent or closed.rcvd or "no closing handshake")
-            log.warning("%s: the line dropped: %.200r", call_sid, why)
+            raise ValueError("a second start")
+        return event, dict(data.get("start") or {})
+    return event, None
+
+
+async def record(websocket, args):
+    """Record the stream on `websocket`; however it ends, save its tracks and return."""
+    call_sid, tracks, skipped = "unknown call", {}, 0
+    try:
+        while True:
+            message = await websocket.recv(decode=False)
+            try:
+                event, fields = parse(message, tracks)
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
+                skipped += 1
+                if skipped == 1:  # A line for each of them could fill the disk.
+                    log.warning("%s: skipped %.500r, %.200r", call_sid, message, error)
+                continue
+            if event == "media":
+                track, payload, timestamp = fields
+                if track.is_wanted:
+                    track.append(payload, timestamp)
+            elif event == "start":
+                call_sid, tracks = new_tracks(fields, args.wanted)
+                unsaved.add(websocket)
+            elif event == "stop":
+                break
+    except websockets.ConnectionClosed as closed:
+        if tracks and not isinstance(closed, websockets.ConnectionClosedOK):
+            log.warning("%s: the line dropped: %.500r", call_sid, str(closed))
     except Refused as refused:
-        log.warning("Refused a stream: %s; it is %.200s", *refused.args[1:])
-        await websocket.close(*refused.args[:2])
+        close_code, reason = refused.args
+        log.warning("Refused a stream: %s, not %.500r", reason, message)
+        await websocket.close(close_code, reason)
     finally:
         if skipped > 1:
             log.warning("%s: skipped %d messages in all", call_sid, skipped)
-        # Shielded, so that it is done even if the server, about to end, does not wait.
-        todo = save, call_sid, tracks, wanted, folders
-        await asyncio.shield(websocket.loop.run_in_executor(saver, *todo))
+        await asyncio.gather(*(track.save(args.folders) for track in tracks.values()))
+        unsaved.discard(websocket)
 
 
 class Connection(websockets.ServerConnection):
-    """Naps while it records, and leaves half of the descriptors to files and others."""
+    """A connection that is cheap to read, and leaves enough of the machine for others.
 
-    limit = sys.maxsize  # of descriptors; a new one is the lowest number that is free
-    recording = False  # set by record()
-    last_warning = float("-inf")  # of any connection, s on the loop's clock
+    Waking up for a message costs more than handling it. So reading a call pauses after
+    each read, to get ten chunks of a track at once. It does not after a large read, as
+    more is waiting, nor when the library itself has paused it, as its queue is full.
+    """
+
+    # In a pause, two tracks send 20 messages: 7 KB, or 29 KB of L16 at 24 kHz. That is
+    # less than a large read, and far less than fills the queue (max_queue).
+    PAUSE = 0.2  # s
+    LARGE = 2**15  # bytes in one read
+    descriptor_limit = sys.maxsize
+    last_warning = float("-inf")  # about any connection, in s on the loop's clock
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        if transport.get_extra_info("socket").fileno() >= self.limit // 2:
+        # The other half of the descriptors is for files, and connections not here yet.
+        # A new one gets the lowest free number, so that tells how many are in use.
+        if transport.get_extra_info("socket").fileno() >= self.descriptor_limit // 2:
             transport.abort()
             if self.loop.time() > Connection.last_warning + 60:
                 Connection.last_warning = self.loop.time()
-                log.warning("Dropped connections: out of %d descriptors", self.limit)
+                log.warning("Dropped connections: half of all descriptors are in use")
 
     def data_received(self, data):
         super().data_received(data)
-        # Not if the library has stopped reading by itself, nor while it is closing.
-        live = self.recording and self.state is websockets.State.OPEN
-        if live and self.transport.is_reading() and len(data) < BACKLOG:
+        if self in unsaved and len(data) < self.LARGE and self.transport.is_reading():
             self.transport.pause_reading()
-            self.loop.call_later(NAP, self.transport.resume_reading)
+            # If the connection has been closed by then, this does nothing.
+            self.loop.call_later(self.PAUSE, self.transport.resume_reading)
+
+    def pause_writing(self):
+        """Drop a peer that leaves more than write_limit unread: it sends many pings."""
+        self.transport.abort()
+        log.warning("Dropped a connection that sends pings, but reads no pongs")
 
 
-def answer(connection, request, token):
-    """Return the answer to a request that is for no stream, or has not the token."""
+async def answer(connection, request, token):
+    """Return None to let a stream in, or the HTTP response to any other request."""
+    if connection.protocol.eof_sent:
+        # What followed the request was no WebSocket frame, so the library has hung up.
+        # It logs an error for a response, unless the connection is closed.
+        connection.transport.abort()
+        await connection.wait_closed()
+        return None
     if "Upgrade" not in request.headers:
-        return connection.respond(200, ABOUT)
+        return connection.respond(200, 'Recorder running: <Stream url="wss://...">\n')
     given = ", ".join(request.headers.get_all("Authorization"))
     if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-        log.warning("Refused a connection: no or not the right bearer token")
+        log.warning("Refused a connection: missing or wrong bearer token")
         response = connection.respond(401, "A bearer token is needed.\n")
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
+    return None
 
 
-def addresses(host):
-    """Yield those addresses of `host` that exist, as asyncio does from 3.13 on."""
+def existing_addresses(host):
+    """Yield the addresses of `host` that this machine has; localhost may lack ::1."""
+    # Before Python 3.13, asyncio does not listen at all if it cannot use one of them.
     for family, *_, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
         with contextlib.suppress(OSError), socket.socket(family) as probe:
             probe.bind(address)
             yield socket.getnameinfo(address, socket.NI_NUMERICHOST)[0]
 
 
-async def serve(args, token, folders, saver):
-    """Record streams until SIGINT (Ctrl-C) or SIGTERM, then save those in progress."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # of which Windows has no SIGHUP
-    signals = [signum for signum in signal.Signals if signum.name in names]
-    for signum in signals:
-        if signum.name != "SIGHUP" or signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, lambda *_: loop.call_soon_threadsafe(stop.set))
+async def serve(args):
+    """Record streams until a signal, then save the calls in progress.
+
+    Leaving `async with` closes all connections and waits for each record(), so for each
+    file. A silent peer delays it by close_timeout, a slow handshake by open_timeout.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop.set_default_executor(ThreadPoolExecutor(8))
+    # The threads that save start now, as each waits for all. One that cannot be started
+    # later would leave its work queued, and save() would try again: two files.
+    barrier = threading.Barrier(8)
+    await asyncio.gather(*(asyncio.to_thread(barrier.wait, 10) for _ in range(8)))
+    for signum in args.signals:
+        signal.signal(signum, lambda *_: stop.set())
     try:
         server = await websockets.serve(
-            functools.partial(record, wanted=args.tracks, folders=folders, saver=saver),
-            list(addresses(args.host)) or args.host,
+            lambda websocket: record(websocket, args),
+            list(existing_addresses(args.host)) or args.host,
             args.port,
-            process_request=functools.partial(answer, token=token),
+            process_request=lambda *request: answer(*request, args.token),
             create_connection=Connection,
-            compression=None,
-            max_size=2**16,  # bytes
-            max_queue=2**12,  # messages, far more than come in a nap
+            compression=None,  # which costs CPU time and saves little
+            open_timeout=5,  # s
+            ping_timeout=120,  # s. After an outage of 60 s, TCP may try again at 102 s.
             close_timeout=2,  # s
-            backlog=min(Connection.limit // 16, 100),  # accepted before any is dropped
+            max_queue=2**8,  # messages
+            write_limit=2**12,  # bytes
+            backlog=min(Connection.descriptor_limit // 16, 100),  # accepted in one go
         )
     except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"Cannot listen on --port {args.port} of {args.host}: {error}")
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    port = server.sockets[0].getsockname()[1]
-    folder = args.directory.absolute()
-    log.info("Listening on ws://%s:%d and saving to %s", host, port, folder)
-    if not token:
-        log.info("No AUTH_BEARER_TOKEN: anybody who finds the address can send audio")
-    await stop.wait()
-    for signum in signals:
-        signal.signal(signum, signal.SIG_IGN)  # impatience must not cost a call
-    if in_progress := sum(connection.recording for connection in server.connections):
-        log.info("Saving the calls in progress: %d", in_progress)
-    server.close()
-    # asyncio.run() cancels those who are not gone by then, which saves them as well.
-    await asyncio.wait([loop.create_task(server.wait_closed())], timeout=3)
+    async with server:
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        port = server.sockets[0].getsockname()[1]
+        folder = args.directory.absolute()
+        log.info("Listening on ws://%s:%d and saving to %s", host, port, folder)
+        if not args.token:
+            log.info("No AUTH_BEARER_TOKEN: whoever finds the address can send audio")
+        while not stop.is_set():
+            await asyncio.sleep(0.1)  # A signal for another thread does not wake us up.
+        for signum in args.signals:
+            signal.signal(signum, signal.SIG_IGN)  # A second Ctrl-C does nothing.
+        log.info("Saving the calls in progress: %d", len(unsaved))
+        loop.call_later(10, log.error, "Still saving: kill -9 would lose those calls")
 
 
 def main():
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        description="Record SignalWire calls to WAV files.",
-        epilog="If AUTH_BEARER_TOKEN is set in the environment, streams need it.",
+        description="Record SignalWire calls. Streams need AUTH_BEARER_TOKEN, if set.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    choices = [*TRACKS, "both"]
-    parser.add_argument("--host", default="localhost", help="address to listen on")
-    parser.add_argument("--port", default=5000, type=int, help="port to listen on")
-    parser.add_argument("--directory", default=".", type=Path, help="where to save")
-    parser.add_argument("--tracks", default="both", choices=choices, help="to be saved")
+    add = parser.add_argument
+    add("--host", default="localhost", help="address to listen on")
+    add("--port", default=5000, type=int, help="port to listen on")
+    add("--directory", default=".", type=Path, help="folder for the recordings")
+    add("--tracks", default="both", choices=[*TRACKS, "both"], help="tracks to save")
     args = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%X")
-    log.setLevel(logging.INFO)
-    library = logging.getLogger("websockets.server")  # has a traceback for a GET's body
-    library.addFilter(lambda record: record.msg != "unexpected internal error")
+    args.wanted = TRACKS if args.tracks == "both" else [args.tracks]
+    args.token = os.environ.get("AUTH_BEARER_TOKEN", "")
+    if not args.token.isascii() or not args.token.isprintable() or " " in args.token:
+        sys.exit("AUTH_BEARER_TOKEN must be ASCII characters without spaces")
     try:
         tempfile.TemporaryFile(dir=args.directory).close()
     except OSError as error:
-        sys.exit(f"Cannot write to folder {args.directory} (--directory): {error}")
-    token = os.environ.get("AUTH_BEARER_TOKEN", "")
-    if not token.isascii() or not token.isprintable() or " " in token:
-        sys.exit("AUTH_BEARER_TOKEN must be ASCII characters without spaces")
-    with contextlib.suppress(ImportError):  # on Windows, which has no such limit
+        sys.exit(f"Cannot write to --directory {args.directory}: {error.strerror}")
+    args.folders = [(args.directory, 0o666)]  # permissions before the umask
+    with contextlib.suppress(OSError):  # There may be no temporary folder.
+        args.folders.append((Path(tempfile.gettempdir()), 0o600))  # only for the owner
+    with contextlib.suppress(ImportError):  # Windows has no limit of descriptors.
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        Connection.limit = min(hard, 10240) if sys.platform == "darwin" else hard
-        resource.setrlimit(resource.RLIMIT_NOFILE, (Connection.limit, hard))
-    with ThreadPoolExecutor(8) as saver:
-        # All threads are started now, as each is kept busy; later, that may fail.
-        list(saver.map(time.sleep, [0.1] * 8))
-        folders = [args.directory]
-        with contextlib.suppress(OSError):  # there may be no temporary folder
-            folders.append(Path(tempfile.gettempdir()))
-        asyncio.run(serve(args, token, folders, saver))
+        Connection.descriptor_limit = min(hard, 10240)  # the most on macOS
+        resource.setrlimit(resource.RLIMIT_NOFILE, (Connection.descriptor_limit, hard))
+    args.signals = [signal.SIGINT, signal.SIGTERM]
+    # SIGHUP means that the terminal was closed. Windows has none, nohup ignores it.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        args.signals.append(signal.SIGHUP)
+    # A thread writes the log: if nobody reads that, only the thread is blocked.
+    feed = logging.handlers.QueueHandler(queue.SimpleQueue())
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=[feed])
+    listener = logging.handlers.QueueListener(feed.queue, logging.StreamHandler())
+    listener.start()
+    log.setLevel(logging.INFO)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # no line for each lost pong
+    asyncio.run(serve(args))
     log.info("Stopped")
+    listener.stop()
 
 
 if __name__ == "__main__":
