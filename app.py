@@ -37,9 +37,9 @@ ENCODINGS = {
 }
 
 SHORTEST_GAP = 200  # ms. Where more audio is missing, silence takes its place.
-CLOCK_TOLERANCE = 2000  # ms. A timestamp further ahead of our clock must be wrong.
+CLOCK_TOLERANCE = 2000  # ms. A timestamp further ahead of our clock adds no silence.
 log = logging.getLogger("app")
-unsaved = set()  # the connections whose call has begun and is not saved yet
+calls = set()  # the connections whose call has begun and is not saved yet
 
 
 class Refused(Exception):
@@ -63,7 +63,7 @@ class Track:
         self.silence = 0  # bytes of them that stand for missing audio
 
     def append(self, payload, timestamp):
-        """Append `payload`, of `timestamp` ms after `start`; 0 is unknown: no gap."""
+        """Append `payload`, which begins `timestamp` ms after `start`; 0 is unknown."""
         gap = timestamp - self.length * 1000 // self.byte_rate  # ms missing so far
         if gap >= SHORTEST_GAP:
             elapsed = (time.monotonic() - self.began) * 1000  # ms
@@ -93,7 +93,7 @@ class Track:
                 part.touch(mode, exist_ok=False)
             except FileExistsError:
                 continue
-            if os.path.lexists(path):  # Another process finished before our claim.
+            if os.path.lexists(path):  # It was finished between look and claim.
                 part.unlink()
                 continue
             try:
@@ -202,7 +202,7 @@ async def record(websocket, args):
                     track.append(payload, timestamp)
             elif event == "start":
                 call_sid, tracks = new_tracks(fields, args.wanted)
-                unsaved.add(websocket)
+                calls.add(websocket)
             elif event == "stop":
                 break
     except websockets.ConnectionClosed as closed:
@@ -216,19 +216,19 @@ async def record(websocket, args):
         if skipped > 1:
             log.warning("%s: skipped %d messages in all", call_sid, skipped)
         await asyncio.gather(*(track.save(args.folders) for track in tracks.values()))
-        unsaved.discard(websocket)
+        calls.discard(websocket)
 
 
 class Connection(websockets.ServerConnection):
     """A connection that is cheap to read, and leaves enough of the machine for others.
 
-    Waking up for a message costs more than handling it. So reading a call pauses after
-    each read, to get ten chunks of a track at once. It does not after a large read, as
-    more is waiting, nor when the library itself has paused it, as its queue is full.
+    Waking up for a message costs more than handling it. So during a call, a pause comes
+    after each read. It does not after a large read, because more is waiting; nor if the
+    library has stopped reading, because its queue is full: then the library resumes.
     """
 
-    # In a pause, two tracks send 20 messages: 7 KB, or 29 KB of L16 at 24 kHz. That is
-    # less than a large read, and far less than fills the queue (max_queue).
+    # In a pause, two tracks send 20 chunks of 20 ms: 7 KB, or 29 KB of L16 at 24 kHz.
+    # That is no large read, and far less than fills the queue (max_queue).
     PAUSE = 0.2  # s
     LARGE = 2**15  # bytes in one read
     descriptor_limit = sys.maxsize
@@ -236,8 +236,8 @@ class Connection(websockets.ServerConnection):
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        # The other half of the descriptors is for files, and connections not here yet.
-        # A new one gets the lowest free number, so that tells how many are in use.
+        # The other half of the descriptors is for files, and for what asyncio accepts
+        # before it calls this. A new descriptor gets the lowest free number.
         if transport.get_extra_info("socket").fileno() >= self.descriptor_limit // 2:
             transport.abort()
             if self.loop.time() > Connection.last_warning + 60:
@@ -246,13 +246,13 @@ class Connection(websockets.ServerConnection):
 
     def data_received(self, data):
         super().data_received(data)
-        if self in unsaved and len(data) < self.LARGE and self.transport.is_reading():
+        if self in calls and len(data) < self.LARGE and self.transport.is_reading():
             self.transport.pause_reading()
             # If the connection has been closed by then, this does nothing.
             self.loop.call_later(self.PAUSE, self.transport.resume_reading)
 
     def pause_writing(self):
-        """Drop a peer that leaves more than write_limit unread: it sends many pings."""
+        """asyncio calls this when more than write_limit of pongs are left unread."""
         self.transport.abort()
         log.warning("Dropped a connection that sends pings, but reads no pongs")
 
@@ -260,8 +260,8 @@ class Connection(websockets.ServerConnection):
 async def answer(connection, request, token):
     """Return None to let a stream in, or the HTTP response to any other request."""
     if connection.protocol.eof_sent:
-        # What followed the request was no WebSocket frame, so the library has hung up.
-        # It logs an error for a response, unless the connection is closed.
+        # The client sent garbage right after its request, so the library has hung up.
+        # Once the connection is closed, it does not try to answer, and logs no error.
         connection.transport.abort()
         await connection.wait_closed()
         return None
@@ -293,8 +293,8 @@ async def serve(args):
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     loop.set_default_executor(ThreadPoolExecutor(8))
-    # The threads that save start now, as each waits for all. One that cannot be started
-    # later would leave its work queued, and save() would try again: two files.
+    # save() uses these threads. A pool that cannot start one raises an error, but keeps
+    # the work: the next try would save it twice. So all start now: each waits for all.
     barrier = threading.Barrier(8)
     await asyncio.gather(*(asyncio.to_thread(barrier.wait, 10) for _ in range(8)))
     for signum in args.signals:
@@ -302,13 +302,13 @@ async def serve(args):
     try:
         server = await websockets.serve(
             lambda websocket: record(websocket, args),
-            list(existing_addresses(args.host)) or args.host,
+            list(existing_addresses(args.host)) or args.host,  # or let it fail
             args.port,
             process_request=lambda *request: answer(*request, args.token),
             create_connection=Connection,
             compression=None,  # which costs CPU time and saves little
             open_timeout=5,  # s
-            ping_timeout=120,  # s. After an outage of 60 s, TCP may try again at 102 s.
+            ping_timeout=120,  # s. After 60 s without network, TCP may wait till 102 s.
             close_timeout=2,  # s
             max_queue=2**8,  # messages
             write_limit=2**12,  # bytes
@@ -324,10 +324,10 @@ async def serve(args):
         if not args.token:
             log.info("No AUTH_BEARER_TOKEN: whoever finds the address can send audio")
         while not stop.is_set():
-            await asyncio.sleep(0.1)  # A signal for another thread does not wake us up.
+            await asyncio.sleep(0.1)  # A signal is handled when this thread wakes up.
         for signum in args.signals:
             signal.signal(signum, signal.SIG_IGN)  # A second Ctrl-C does nothing.
-        log.info("Saving the calls in progress: %d", len(unsaved))
+        log.info("Saving the calls in progress: %d", len(calls))
         loop.call_later(10, log.error, "Still saving: kill -9 would lose those calls")
 
 

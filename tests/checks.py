@@ -88,3 +88,11 @@ def needs(command, reason):
 needs_namespaces = needs(
     "unshare --net --mount ip link set lo up", "needs Linux, root and iproute2"
 )
+
+
+def begin_call(server, *messages):
+    """Return the client of a call, of which the server has received the messages."""
+    client = Client(server)
+    client.send(*messages)
+    client.wait_received()
+    return client

@@ -47,7 +47,7 @@ class Server:
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         self.url = re.search(r"ws://\S+", self.wait_for("Listening on"))[0]
-        self.port = parse_uri(self.url).port
+        self.host, self.port = parse_uri(self.url).host, parse_uri(self.url).port
 
     def read(self):
         """Collect the lines of the log, in a thread, until the process has ended."""
@@ -101,7 +101,7 @@ class Client(contextlib.AbstractContextManager):
     """A WebSocket that reads only when asked to, and can end without a word."""
 
     def __init__(self, server):
-        self.socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+        self.socket = socket.create_connection((server.host, server.port), PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.protocol = ClientProtocol(parse_uri(server.url))
         self.protocol.send_request(self.protocol.connect())

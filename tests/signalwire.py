@@ -110,3 +110,9 @@ async def stream_call(url, messages, fast=False, token=None):
 def recording_path(folder, track, call_sid):
     """Return the path at which the recorder saves the first recording of a track."""
     return folder / f"{track.capitalize()}-{call_sid}.wav"
+
+
+# A second of audio on one track: in chunks, in one piece, and as messages
+CHUNKS = [random.Random(number).randbytes(160) for number in range(50)]
+AUDIO = b"".join(CHUNKS)
+MEDIA = [media("inbound", chunk, 20 * n) for n, chunk in enumerate(CHUNKS)]

@@ -9,63 +9,35 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from checks import (
+    begin_call,
     check_saved,
     check_wav,
     names_in,
     needs_namespaces,
     play_call,
     python_app,
-    shell_app,
 )
-from recorder import HEADER, PATIENCE, Client
-from signalwire import TRACKS, call_messages, media, recording_path, start, stop
+from recorder import HEADER
+from signalwire import AUDIO, MEDIA, media, recording_path, start, stop
 
-AUDIO = {track: random.Random(track).randbytes(3200) for track in TRACKS}
-INBOUND = {"inbound": AUDIO["inbound"]}
-
-
-def begin_call(server, call_sid, audio=AUDIO):
-    """Return the client of a call of which all but `stop` has been received."""
-    client = Client(server)
-    *messages, _ = (message for _, message in call_messages(call_sid, audio))
-    client.send(*messages)
-    client.wait_received()
-    return client
-
-
-def end_call(client):
-    """Send `stop`, and leave."""
-    client.send(stop())
-    client.socket.close()
-
-
-def check_call(server, call_sid, folder=None):
-    """Wait until both tracks of a call are saved, and check them."""
-    for track, audio in AUDIO.items():
-        check_saved(server, call_sid, audio, track, folder)
+INBOUND = {"inbound": AUDIO}
 
 
 # Names
 
 
-@pytest.mark.parametrize("existing", ["file", "link to a file", "link to nothing"])
-def test_what_exists_is_left_alone(server, call_sid, existing):
-    path = recording_path(server.directory, "inbound", call_sid)
-    target = path.with_name(f"target of {existing}")
-    target.unlink(missing_ok=True)
-    if existing != "link to nothing":
-        target.write_bytes(b"mine")
-    if existing == "file":
-        path.hardlink_to(target)
-    else:
-        path.symlink_to(target)
-    for name in [f"{call_sid}-2", f"{call_sid}-3"]:
+def test_what_exists_is_left_alone(server, call_sid, tmp_path):
+    file = recording_path(server.directory, "inbound", call_sid)
+    link = file.with_stem(f"{file.stem}-2")
+    link_to_nothing = file.with_stem(f"{file.stem}-3")
+    file.write_bytes(b"mine")
+    link.symlink_to(file)
+    link_to_nothing.symlink_to(tmp_path / "nothing")
+    for name in [f"{call_sid}-4", f"{call_sid}-5"]:
         play_call(server, call_sid, INBOUND)
-        check_saved(server, name, AUDIO["inbound"])
-    if existing == "link to nothing":
-        assert not path.exists()
-    else:
-        assert path.read_bytes() == b"mine"
+        check_saved(server, name, AUDIO)
+    assert file.read_bytes() == link.read_bytes() == b"mine"
+    assert not link_to_nothing.exists()
 
 
 def test_two_processes_on_one_folder_never_take_the_same_name(start_server, tmp_path):
@@ -80,230 +52,166 @@ def test_two_processes_on_one_folder_never_take_the_same_name(start_server, tmp_
     assert sorted(found) == sorted(audios)
 
 
-def test_a_process_that_claims_a_name_which_another_has_finished_takes_the_next(
-    start_server, tmp_path
-):
-    """The other is fast: it finishes between our first look and our claim."""
-    lines = [
-        "import pathlib",
-        "touch = pathlib.Path.touch",
-        "def finish_first(path, *args, **options):",
-        "    if path.name == 'Inbound-call.wav.part':",
-        "        path.with_suffix('').write_bytes(b'theirs')",
-        "    touch(path, *args, **options)",
-        "pathlib.Path.touch = finish_first",
+def test_a_name_that_another_process_finishes_before_our_claim(start_server, tmp_path):
+    lines = [  # As if the file came between the first look at its name and the claim.
+        "import os",
+        "lexists, first = os.path.lexists, [False]",
+        "os.path.lexists = lambda path: first.pop() if first else lexists(path)",
     ]
     server = start_server(command=python_app(*lines))
+    (tmp_path / "Inbound-call.wav").write_bytes(b"theirs")
     play_call(server, "call", INBOUND)
-    check_saved(server, "call-2", AUDIO["inbound"])
+    check_saved(server, "call-2", AUDIO)
     assert (tmp_path / "Inbound-call.wav").read_bytes() == b"theirs"
     assert names_in(tmp_path) == {"Inbound-call.wav", "Inbound-call-2.wav"}
 
 
-def test_the_part_of_a_killed_process_is_left_alone(start_server, tmp_path):
-    lines = ["import os, time", "os.fsync = lambda fd: time.sleep(99)"]
+def test_until_it_is_on_the_disk_it_is_a_part_which_others_leave_alone(
+    start_server, tmp_path
+):
+    lines = [
+        "import os, sys, time",
+        "def sync(fd):",
+        "    sys.stderr.write(f'fsync {os.fstat(fd).st_size}\\n')",
+        "    time.sleep(99)",
+        "os.fsync = sync",
+    ]
     killed = start_server(command=python_app(*lines))
-    with begin_call(killed, "call", INBOUND) as client:
-        client.send(stop())
-        until = time.monotonic() + PATIENCE
-        part = tmp_path / "Inbound-call.wav.part"
-        while not (part.exists() and part.stat().st_size == HEADER + 3200):
-            assert time.monotonic() < until
+    with begin_call(killed, start("call"), *MEDIA, stop()):
+        killed.wait_for(f"fsync {HEADER + len(AUDIO)}\n")
         killed.stop(signal.SIGKILL)
     server = start_server()
     play_call(server, "call", INBOUND)
-    check_saved(server, "call-2", AUDIO["inbound"])
-    check_wav(part, AUDIO["inbound"])
+    check_saved(server, "call-2", AUDIO)
+    check_wav(tmp_path / "Inbound-call.wav.part", AUDIO)
     assert names_in(tmp_path) == {"Inbound-call.wav.part", "Inbound-call-2.wav"}
 
 
-def test_a_recording_gets_its_name_when_it_is_on_the_disk(start_server):
-    lines = [
-        "import os, sys",
-        "fsync, rename = os.fsync, os.rename",
-        "def tell(*words): print(*words, file=sys.stderr)",
-        "os.fsync = lambda fd: tell('fsync', os.fstat(fd).st_size, fsync(fd))",
-        "os.rename = lambda old, new: tell('rename', old, new, rename(old, new))",
-    ]
-    server = start_server(command=python_app(*lines))
-    play_call(server, "call", INBOUND)
-    check_saved(server, "call", AUDIO["inbound"])
-    (synced,) = server.lines_with(f"fsync {HEADER + 3200} None\n")
-    (renamed,) = server.lines_with(
-        "rename Inbound-call.wav.part Inbound-call.wav None\n"
-    )
-    assert server.lines.index(synced) < server.lines.index(renamed)
-
-
-def test_the_next_name_is_soon_found_among_many(start_server, tmp_path):
-    for number in range(2, 20_000):
+def test_the_next_name_is_found_among_many_without_opening_them(start_server, tmp_path):
+    for number in range(2, 1000):
         (tmp_path / f"Inbound-call-{number}.wav").touch()
     (tmp_path / "Inbound-call.wav").touch()
     lines = [
-        "import os",
-        "opened = os.open",
-        "def count(path, *args, **options):",
-        "    with open('claims', 'a') as file: print(path, file=file)",
-        "    return opened(path, *args, **options)",
-        "os.open = count",
+        "import sys",
+        "def tell(event, args):",
+        "    if event == 'open': sys.stderr.write(f'open {args[0]}\\n')",
+        "sys.addaudithook(tell)",
     ]
     server = start_server(command=python_app(*lines))
     play_call(server, "call", INBOUND)
-    check_saved(server, "call-20000", AUDIO["inbound"])
-    claims = (tmp_path / "claims").read_text().splitlines()
-    assert [name for name in claims if "call" in name] == [
-        "Inbound-call-20000.wav.part"
-    ]
+    check_saved(server, "call-1000", AUDIO)
+    opened = set(server.lines_with("open Inbound-call"))
+    assert opened == {"open Inbound-call-1000.wav.part\n"}
 
 
 # When the folder cannot be written to
 
 
 @pytest.fixture
-def folders(tmp_path):
-    """Return a folder for the recordings, and one for the system's temporary files."""
-    paths = tmp_path / "recordings", tmp_path / "temporary"
-    for path in paths:
-        path.mkdir()
-    return paths
-
-
-@pytest.fixture
-def server_with_folders(start_server, folders):
-    directory, temporary = folders
+def setting(start_server, tmp_path):
+    """Return a server, the folder for its recordings, and that for temporary files."""
+    directory, temporary = tmp_path / "recordings", tmp_path / "temporary"
+    directory.mkdir()
+    temporary.mkdir()
     environment = {"TMPDIR": str(temporary)}
-    return start_server("--directory", str(directory), environment=environment)
+    server = start_server("--directory", str(directory), environment=environment)
+    return server, directory, temporary
 
 
-def test_a_hiccup_of_the_folder_leaves_the_recording_at_home(
-    server_with_folders, folders, tmp_path
+def test_a_hiccup_leaves_the_recording_at_home_and_each_reason_in_the_log(
+    setting, tmp_path
 ):
-    directory, temporary = folders
-    client = begin_call(server_with_folders, "call")
-    directory.rename(tmp_path / "away")
-    end_call(client)
-    server_with_folders.wait_for("ERROR Could not save", count=2)
-    time.sleep(1.5)  # It is this long that the folder is away.
-    (tmp_path / "away").rename(directory)
-    check_call(server_with_folders, "call", directory)
+    server, directory, temporary = setting
+    with begin_call(server, start("call"), *MEDIA) as client:
+        directory.rename(tmp_path / "away")
+        client.send(stop())
+        server.wait_for("ERROR Could not save Inbound-call.wav", "FileNotFoundError")
+        directory.write_text("not a folder any more")
+        server.wait_for("ERROR Could not save Inbound-call.wav", "NotADirectoryError")
+        directory.unlink()
+        (tmp_path / "away").rename(directory)
+        check_saved(server, "call", AUDIO, folder=directory)
     assert names_in(temporary) == set()
 
 
 @pytest.mark.parametrize("stopped", [True, False], ids=["after stop", "at the end"])
-def test_the_temporary_folder_when_there_is_no_other(
-    server_with_folders, folders, stopped
-):
-    directory, temporary = folders
-    client = begin_call(server_with_folders, "call")
-    directory.rmdir()
-    began = time.monotonic()
-    if stopped:
-        end_call(client)
-    else:
-        server_with_folders.process.send_signal(signal.SIGTERM)
-        client.wait_closed()
-    check_call(server_with_folders, "call", temporary)
-    assert 2.5 < time.monotonic() - began < 8  # 3 s, and at most 2 s for the peer
-    for path in temporary.iterdir():
-        assert path.stat().st_mode & 0o777 == 0o600
-    assert len(server_with_folders.lines_with("ERROR")) == 2
-    client.socket.close()
-
-
-@pytest.mark.parametrize("stopped", [True, False], ids=["after stop", "at the end"])
-def test_nothing_is_given_up_while_the_process_lives(
-    server_with_folders, folders, stopped
-):
-    directory, temporary = folders
-    names = [f"call-{number}" for number in range(10)]  # more than are saved at once
-    clients = [begin_call(server_with_folders, name) for name in names]
-    for folder in folders:
-        folder.rmdir()
-    if stopped:
-        for client in clients:
-            end_call(client)
-    else:
-        server_with_folders.process.send_signal(signal.SIGTERM)
-        for client in clients:
+def test_the_temporary_folder_when_there_is_no_other(setting, stopped):
+    server, directory, temporary = setting
+    with begin_call(server, start("call"), *MEDIA) as client:
+        directory.rmdir()
+        began = time.monotonic()
+        if stopped:
+            client.send(stop())
+        else:
+            server.process.send_signal(signal.SIGTERM)
             client.wait_closed()
-    server_with_folders.wait_for("Could not save Inbound-", str(temporary), count=10)
-    server_with_folders.wait_for("Could not save Outbound-", str(temporary), count=10)
-    server_with_folders.process.send_signal(signal.SIGTERM)  # the first or a second one
-    server_with_folders.wait_for("ERROR Still saving: kill -9 would lose those calls")
+    check_saved(server, "call", AUDIO, folder=temporary)
+    assert 2.5 < time.monotonic() - began < 8
+    path = recording_path(temporary, "inbound", "call")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(server.lines_with("ERROR")) == 1
+
+
+def test_nothing_is_given_up_while_the_process_lives(setting):
+    """Half of the calls have stopped, half are in progress when the server ends."""
+    server, directory, temporary = setting
+    outbound = media("outbound", AUDIO[::-1], 0)
+    names = [f"call-{number}" for number in range(10)]  # more than are saved at once
+    clients = [begin_call(server, start(name), *MEDIA, outbound) for name in names]
+    directory.rmdir()
+    temporary.rmdir()
+    for client in clients[:5]:
+        client.send(stop())
+        client.socket.close()
+    server.wait_for("ERROR Could not save ", count=10)
+    server.process.send_signal(signal.SIGTERM)
+    for client in clients[5:]:
+        client.wait_closed()
+        client.socket.close()
+    server.wait_for("Could not save ", str(temporary), count=20)
+    server.wait_for("ERROR Still saving: kill -9 would lose those calls")
     directory.mkdir()
     for name in names:
-        check_call(server_with_folders, name, directory)
-    # One line each for the folder and for the temporary folder, not one a second
-    assert len(server_with_folders.lines_with("Could not save")) == 2 * 2 * len(names)
-    assert server_with_folders.wait() == 0
-    for client in clients:
-        client.socket.close()
+        check_saved(server, name, AUDIO, "inbound", directory)
+        check_saved(server, name, AUDIO[::-1], "outbound", directory)
+    # For each track, one line about each folder, not one a second
+    assert len(server.lines_with("Could not save ")) == 2 * 2 * len(names)
+    assert server.wait() == 0
 
 
-def test_the_log_says_when_the_reason_changes(server_with_folders, folders):
-    directory, _ = folders
-    client = begin_call(server_with_folders, "call", INBOUND)
-    directory.rmdir()
-    end_call(client)
-    server_with_folders.wait_for("Could not save Inbound-call.wav", "FileNotFoundError")
-    directory.write_text("not a folder any more")
-    server_with_folders.wait_for(
-        "Could not save Inbound-call.wav", "NotADirectoryError"
-    )
-
-
-def test_any_error_is_a_reason_to_try_again(start_server):
+def test_any_error_is_a_reason_to_try_again(start_server, tmp_path):
     lines = [
         "import pywav",
-        "write, tries = pywav.WavWrite.write, []",
+        "write, errors = pywav.WavWrite.write, [RuntimeError('no luck')]",
         "def fail_first(wav, data):",
-        "    tries.append(1)",
-        "    if len(tries) == 1: raise RuntimeError('no luck')",
+        "    if errors: raise errors.pop()",
         "    write(wav, data)",
         "pywav.WavWrite.write = fail_first",
     ]
     server = start_server(command=python_app(*lines))
     play_call(server, "call", INBOUND)
-    check_saved(server, "call", AUDIO["inbound"])
+    check_saved(server, "call", AUDIO)
     server.wait_for("ERROR Could not save Inbound-call.wav", "RuntimeError('no luck')")
-    assert names_in(server.directory) == {"Inbound-call.wav"}
-
-
-def test_a_file_that_cannot_be_finished_is_removed(start_server, tmp_path):
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    command = shell_app("ulimit -f 512")  # KiB, which a file may have
-    environment = {"TMPDIR": str(temporary)}
-    server = start_server(command=command, environment=environment)
-    with Client(server) as client:
-        client.send(start("large"), *[media("inbound", bytes(40_000), 0)] * 20, stop())
-        server.wait_for("Could not save Inbound-large.wav", str(temporary))
-        play_call(server, "small", INBOUND)
-        check_saved(server, "small", AUDIO["inbound"])
-        assert names_in(tmp_path) == {"temporary", "Inbound-small.wav"}
-        assert names_in(temporary) == set()
-        server.process.kill()  # It would not end by itself.
-        server.wait()
+    assert names_in(tmp_path) == {"Inbound-call.wav"}
 
 
 @needs_namespaces
-def test_a_disk_that_is_full_for_a_while(server_with_folders, folders):
-    directory, temporary = folders
+def test_a_disk_that_is_full_for_a_while(setting):
+    server, directory, temporary = setting
+    audio = AUDIO * 10  # more than fits
     with contextlib.ExitStack() as stack:
-        for folder in folders:
+        for folder in directory, temporary:
             mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder]
             subprocess.run(mount, check=True)
             stack.callback(subprocess.run, ["umount", folder], check=True)
-        audio = random.randbytes(80_000)
-        client = begin_call(server_with_folders, "large", {"inbound": audio})
-        end_call(client)
-        for folder in folders:
-            server_with_folders.wait_for(
-                "Inbound-large.wav", str(folder), "No space left"
-            )
-        play_call(server_with_folders, "small", AUDIO)
-        check_call(server_with_folders, "small", directory)
+        messages = start("large"), media("inbound", audio, 0), stop()
+        stack.enter_context(begin_call(server, *messages))
+        server.wait_for(f"Inbound-large.wav in {directory}: ", "No space left")
+        server.wait_for(f"Inbound-large.wav in {temporary}: ", "No space left")
+        play_call(server, "small", INBOUND)
+        check_saved(server, "small", AUDIO, folder=directory)
         subprocess.run(["mount", "-o", "remount,size=1m", directory], check=True)
-        check_saved(server_with_folders, "large", audio, folder=directory)
+        check_saved(server, "large", audio, folder=directory)
+        assert names_in(directory) == {"Inbound-small.wav", "Inbound-large.wav"}
         assert names_in(temporary) == set()
-        assert server_with_folders.stop() == 0
+        assert server.stop() == 0
