@@ -26,8 +26,8 @@ import websockets
 TRACKS = ("inbound", "outbound")
 SAFE_SID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # can be part of a file name
 
-# The encodings, by their names in start.mediaFormat without "audio/" and "x-". Each has
-# its name for the log, its format code in a WAV file, and one sample of silence.
+# By name in start.mediaFormat, after "audio/" and "x-" have been removed. Each has its
+# name for the log, its format code in a WAV file, and one sample of silence.
 ENCODINGS = {
     "mulaw": ("mu-law", 7, b"\xff"),
     "pcmu": ("mu-law", 7, b"\xff"),
@@ -37,9 +37,9 @@ ENCODINGS = {
 }
 
 SHORTEST_GAP = 200  # ms. Where more audio is missing, silence takes its place.
-CLOCK_TOLERANCE = 2000  # ms. A timestamp further ahead of our clock adds no silence.
+CLOCK_TOLERANCE = 2000  # ms. A timestamp further ahead of our clock is not believed.
 log = logging.getLogger("app")
-calls = set()  # the connections whose call has begun and is not saved yet
+recording = set()  # the connections whose call has begun and is not saved yet
 
 
 class Refused(Exception):
@@ -136,7 +136,7 @@ class Track:
 
 def new_tracks(start, wanted):
     """Return the callSid in `start`, and new tracks by name; or raise Refused."""
-    # Whether the stream of a conference has a callSid is not documented.
+    # The stream of a conference may have no callSid: that is not documented.
     sid = start.get("callSid") or start.get("streamSid")
     if not isinstance(sid, str) or not SAFE_SID.fullmatch(sid):
         reason = "callSid must be 1 to 64 letters, digits, - or _"
@@ -159,7 +159,7 @@ def new_tracks(start, wanted):
 
 
 def parse(message, tracks):
-    """Return the event in `message`, and what it carries.
+    """Return the event in `message` and what it carries; no `tracks`: no start so far.
 
     `start` carries a dict, `media` one of `tracks`, the payload, and a timestamp in ms,
     0 if unknown. Raises KeyError, TypeError, ValueError, RecursionError for nonsense.
@@ -184,7 +184,7 @@ def parse(message, tracks):
 
 
 async def record(websocket, args):
-    """Record the stream on `websocket`; however it ends, save its tracks and return."""
+    """Record a stream and save it, however it ends. The library then closes it."""
     call_sid, tracks, skipped = "unknown call", {}, 0
     try:
         while True:
@@ -202,7 +202,7 @@ async def record(websocket, args):
                     track.append(payload, timestamp)
             elif event == "start":
                 call_sid, tracks = new_tracks(fields, args.wanted)
-                calls.add(websocket)
+                recording.add(websocket)
             elif event == "stop":
                 break
     except websockets.ConnectionClosed as closed:
@@ -216,7 +216,7 @@ async def record(websocket, args):
         if skipped > 1:
             log.warning("%s: skipped %d messages in all", call_sid, skipped)
         await asyncio.gather(*(track.save(args.folders) for track in tracks.values()))
-        calls.discard(websocket)
+        recording.discard(websocket)
 
 
 class Connection(websockets.ServerConnection):
@@ -227,8 +227,8 @@ class Connection(websockets.ServerConnection):
     library has stopped reading, because its queue is full: then the library resumes.
     """
 
-    # In a pause, two tracks send 20 chunks of 20 ms: 7 KB, or 29 KB of L16 at 24 kHz.
-    # That is no large read, and far less than fills the queue (max_queue).
+    # In a pause, two tracks send 10 chunks each: 7 KB, or 29 KB of L16 at 24 kHz. That
+    # is no large read, and far less than fills the queue (max_queue).
     PAUSE = 0.2  # s
     LARGE = 2**15  # bytes in one read
     descriptor_limit = sys.maxsize
@@ -236,8 +236,8 @@ class Connection(websockets.ServerConnection):
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        # The other half of the descriptors is for files, and for what asyncio accepts
-        # before it calls this. A new descriptor gets the lowest free number.
+        # The other half of the descriptors is for files, and for the `backlog` of those
+        # that asyncio accepts before it calls this. A new one gets the lowest number.
         if transport.get_extra_info("socket").fileno() >= self.descriptor_limit // 2:
             transport.abort()
             if self.loop.time() > Connection.last_warning + 60:
@@ -246,7 +246,7 @@ class Connection(websockets.ServerConnection):
 
     def data_received(self, data):
         super().data_received(data)
-        if self in calls and len(data) < self.LARGE and self.transport.is_reading():
+        if self in recording and len(data) < self.LARGE and self.transport.is_reading():
             self.transport.pause_reading()
             # If the connection has been closed by then, this does nothing.
             self.loop.call_later(self.PAUSE, self.transport.resume_reading)
@@ -260,8 +260,8 @@ class Connection(websockets.ServerConnection):
 async def answer(connection, request, token):
     """Return None to let a stream in, or the HTTP response to any other request."""
     if connection.protocol.eof_sent:
-        # The client sent garbage right after its request, so the library has hung up.
-        # Once the connection is closed, it does not try to answer, and logs no error.
+        # Garbage came after the request, so the library has hung up. We wait until the
+        # connection is closed: then None lets nobody in, and no error is logged.
         connection.transport.abort()
         await connection.wait_closed()
         return None
@@ -273,7 +273,6 @@ async def answer(connection, request, token):
         response = connection.respond(401, "A bearer token is needed.\n")
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
-    return None
 
 
 def existing_addresses(host):
@@ -293,8 +292,8 @@ async def serve(args):
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     loop.set_default_executor(ThreadPoolExecutor(8))
-    # save() uses these threads. A pool that cannot start one raises an error, but keeps
-    # the work: the next try would save it twice. So all start now: each waits for all.
+    # save() uses these threads. If one cannot be started, its work fails but is queued,
+    # so trying again would save it twice. So all start now, held by a barrier.
     barrier = threading.Barrier(8)
     await asyncio.gather(*(asyncio.to_thread(barrier.wait, 10) for _ in range(8)))
     for signum in args.signals:
@@ -308,11 +307,11 @@ async def serve(args):
             create_connection=Connection,
             compression=None,  # which costs CPU time and saves little
             open_timeout=5,  # s
-            ping_timeout=120,  # s. After 60 s without network, TCP may wait till 102 s.
+            ping_timeout=130,  # s. After an outage of 60 s, TCP may resend at 120 s.
             close_timeout=2,  # s
             max_queue=2**8,  # messages
             write_limit=2**12,  # bytes
-            backlog=min(Connection.descriptor_limit // 16, 100),  # accepted in one go
+            backlog=min(Connection.descriptor_limit // 16, 100),  # accepted at once
         )
     except (OSError, OverflowError, UnicodeError) as error:
         sys.exit(f"Cannot listen on --port {args.port} of {args.host}: {error}")
@@ -324,10 +323,10 @@ async def serve(args):
         if not args.token:
             log.info("No AUTH_BEARER_TOKEN: whoever finds the address can send audio")
         while not stop.is_set():
-            await asyncio.sleep(0.1)  # A signal is handled when this thread wakes up.
+            await asyncio.sleep(0.1)  # A signal may not wake up an idle stop.wait().
         for signum in args.signals:
             signal.signal(signum, signal.SIG_IGN)  # A second Ctrl-C does nothing.
-        log.info("Saving the calls in progress: %d", len(calls))
+        log.info("Saving the calls in progress: %d", len(recording))
         loop.call_later(10, log.error, "Still saving: kill -9 would lose those calls")
 
 
@@ -358,7 +357,7 @@ def main():
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        Connection.descriptor_limit = min(hard, 10240)  # the most on macOS
+        Connection.descriptor_limit = min(hard, 10240)  # macOS allows no more
         resource.setrlimit(resource.RLIMIT_NOFILE, (Connection.descriptor_limit, hard))
     args.signals = [signal.SIGINT, signal.SIGTERM]
     # SIGHUP means that the terminal was closed. Windows has none, nohup ignores it.
@@ -369,8 +368,9 @@ def main():
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=[feed])
     listener = logging.handlers.QueueListener(feed.queue, logging.StreamHandler())
     listener.start()
+    logging.raiseExceptions = False  # What cannot be formatted costs only its own line.
     log.setLevel(logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # no line for each lost pong
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # no line per pong to nobody
     asyncio.run(serve(args))
     log.info("Stopped")
     listener.stop()

@@ -1,14 +1,14 @@
 """Measure what recording costs, next to a bare receive loop and a plain handler.
 
-Each is a process of its own, and this one plays the same calls to them in turn, at the
-pace of phones and in a burst. How many microseconds a message takes is the machine's
-affair; the ratios are the recorder's. Takes less than two minutes.
+Each is a process of its own. In each round, they get the same calls in turn: at the pace
+of calls, which is 100 messages a second, and in a burst, which is as fast as they can.
 """
 
 import argparse
 import base64
 import contextlib
 import json
+import os
 import random
 import sys
 import tempfile
@@ -17,35 +17,39 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-import psutil
-import websockets
-from stream import CHUNK, HEADER, TRACKS, Client, Server, call, recording, start, stop
-from websockets.frames import Frame, Opcode
+try:
+    import psutil
+    import websockets
+    from recorder import HEADER, Client, Server
+    from signalwire import TRACKS, call_messages, recording_path, start, stop
+    from websockets.frames import Frame, Opcode
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} is missing: pip install -r tests/requirements.txt")
 
-RATE = 1000 // CHUNK  # chunks per second of a track
-SIZE = 8 * CHUNK  # bytes of mu-law in a chunk
-WARM_UP = 1  # s of a call at the pace of a phone that are not measured
-MEASURED = 3  # s of it that are
-BURST = 120  # s of audio in the calls of a burst
+CHUNK_SIZE = 160  # bytes, which are 20 ms of audio
+SECOND = 50  # chunks of a track; so are the other parts of a call:
+WARM_UP = 1 * SECOND  # at the pace of calls, before what is measured
+MEASURED = 3 * SECOND  # at the pace of calls
+BURST = 120 * SECOND
+HOUR = 3600 * SECOND
 BURST_CALLS = 5
-BATCH = 1000  # messages that are sent at once in a burst
-HOUR = 3600  # s
-PING = 0.002  # s from a pong to the next ping
+BATCH = 1000  # messages of a call that are sent at once in a burst
 
-# asyncio reads into a new buffer of 256 KiB each time. glibc maps and unmaps memory for
-# it in a fresh process, and takes it from the heap, which is cheaper, once such a block
-# has been freed. This is the state of a server that has been up for a while.
-WARM = {"MALLOC_MMAP_THRESHOLD_": "266240", "MALLOC_TRIM_THRESHOLD_": "532480"}
+# For each read, asyncio allocates 256 KiB. At first, glibc gets them from the system each
+# time, which is slow. Once it has freed all of them at a time, as at the end of a first
+# connection, it raises two limits to these bytes, and reads are cheap from then on. With
+# these variables, each server is in that state from the start, and stays in it.
+GLIBC_LIMITS = {"MALLOC_MMAP_THRESHOLD_": "266240", "MALLOC_TRIM_THRESHOLD_": "532480"}
 
 
-async def bare(websocket):
-    """Receive."""
+async def bare_loop(websocket):
+    """Receive the messages."""
     async for _ in websocket:
         pass
 
 
-async def plain(websocket):
-    """Receive, and keep the audio in lists."""
+async def plain_handler(websocket):
+    """Receive the messages, and keep the payloads of each track in a list."""
     tracks = {"inbound": [], "outbound": []}
     async for message in websocket:
         data = json.loads(message)
@@ -55,7 +59,7 @@ async def plain(websocket):
 
 
 async def serve(handler):
-    """Run a server with one of these handlers, which never hang up."""
+    """Run a server with one of these two handlers, which never hang up."""
     async with websockets.serve(handler, "127.0.0.1", 0, compression=None) as server:
         port = server.sockets[0].getsockname()[1]
         print(f"Listening on ws://127.0.0.1:{port}", file=sys.stderr, flush=True)
@@ -63,171 +67,203 @@ async def serve(handler):
 
 
 @contextlib.contextmanager
-def serving(handler=None):
-    """Run the recorder, or a server with the handler of this name, in a new folder."""
-    options = WARM | {"PYTHONPATH": str(Path(__file__).parent)}
+def run(handler=None):
+    """Run a server with `handler`, or the recorder if there is none; yield it."""
+    options = {"environment": {**GLIBC_LIMITS, "AUTH_BEARER_TOKEN": ""}}
     if handler:
-        run = f"import asyncio, benchmark as b; asyncio.run(b.serve(b.{handler}))"
-        options["command"] = [sys.executable, "-c", run]
+        options["environment"]["PYTHONPATH"] = str(Path(__file__).parent)
+        code = "import asyncio, benchmark; asyncio.run(benchmark.serve(benchmark.{}))"
+        options["command"] = [sys.executable, "-c", code.format(handler.__name__)]
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder), AUTH_BEARER_TOKEN="", **options)
-        server.usage = psutil.Process(server.process.pid)
-        server.hangs_up = not handler
+        server = Server(Path(folder), **options)
         try:
             yield server
         finally:
             server.stop()
 
 
-def cpu(server):
-    """Return the CPU time that a server has used, in s."""
-    return sum(server.usage.cpu_times()[:2])  # user and system
+def cpu_time(server):
+    """Return the CPU time that the process of a server has used, in s."""
+    return sum(psutil.Process(server.process.pid).cpu_times()[:2])  # user and system
 
 
-def make_audio(seconds):
-    """Return random bytes for each track, and the frames that carry them in turn."""
-    rng = random.Random(seconds)
-    audio = {track: rng.randbytes(seconds * RATE * SIZE) for track in TRACKS}
-    texts = [text for _, text in call("", audio) if '"event": "media"' in text]
-    return audio, [Frame(Opcode.TEXT, x.encode()).serialize(mask=True) for x in texts]
+def make_call(chunk_count):
+    """Return the audio of a call by track, and its media messages as WebSocket frames.
 
-
-def check(server, name, audio, counts):
-    """Assert that each track of the calls was saved, as many chunks as `counts` has."""
-    for number, count in enumerate(counts):
-        for track, data in audio.items():
-            path = recording(server.directory, track, f"{name}-{number}")
-            assert path.read_bytes()[HEADER:] == data[: count * SIZE], path
+    The tracks take turns: messages 2n and 2n + 1 carry chunk n of the two.
+    """
+    rng = random.Random(chunk_count)
+    audio = {track: rng.randbytes(chunk_count * CHUNK_SIZE) for track in TRACKS}
+    media = [text for _, text in call_messages("", audio) if '"event": "media"' in text]
+    return audio, [Frame(Opcode.TEXT, x.encode()).serialize(mask=True) for x in media]
 
 
 @contextlib.contextmanager
-def begin(server, name, count):
-    """Begin calls, yield their clients, and drop the lines in the end."""
+def calls_to(server, name, count):
+    """Start calls, yield a client for each, and at the end drop those still connected."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(server)) for _ in range(count)]
         for number, client in enumerate(clients):
             client.send(start(f"{name}-{number}", TRACKS))
-            client.sync()
+            client.wait_received()
         yield clients
 
 
 def hang_up(client):
-    """End a call; return how long it takes until it is saved, in s."""
+    """End a call with `stop`; return how long it takes until it is saved, in s."""
     began = time.perf_counter()
     client.send(stop())
     client.wait_closed()
     return time.perf_counter() - began
 
 
-def play(server, name, frames, counts, waits):
-    """Play calls at the pace of a phone, one with so many chunks for each in `counts`.
+def play(server, clients, messages, chunk_counts, saves):
+    """Play calls in real time, each of its chunk count; hang up if the server `saves`.
 
-    Returns the CPU time of a message in s. If the server saves and hangs up, adds to
-    `waits` how long that took for each call.
+    Returns the CPU time of a message, in s, and for each call what hang_up() returned.
     """
-    calls, ends = len(counts), []
-    with begin(server, name, calls) as clients, ThreadPoolExecutor(calls) as pool:
-        used, began = 0, time.perf_counter()
-        for tick in range(counts[-1] + 1):
-            if tick in (WARM_UP * RATE, (WARM_UP + MEASURED) * RATE):
-                used = cpu(server) - used
-                late = time.perf_counter() - began - tick / RATE
-            for number, (client, count) in enumerate(zip(clients, counts, strict=True)):
-                due = began + (tick + number / calls) / RATE
+    calls, cpu_times, ends = len(clients), [], []
+    with ThreadPoolExecutor(calls) as pool:
+        began = time.perf_counter()
+        for chunk in range(max(chunk_counts) + 1):
+            if chunk in (WARM_UP, WARM_UP + MEASURED):
+                cpu_times.append(cpu_time(server))
+                if time.perf_counter() > began + chunk / SECOND + 0.04:
+                    print("Too many calls: the machine is late", file=sys.stderr)
+            for number, client in enumerate(clients):
+                due = began + (chunk + number / calls) / SECOND
                 time.sleep(max(due - time.perf_counter(), 0))
-                if tick < count:
-                    client.socket.sendall(frames[2 * tick])
-                    client.socket.sendall(frames[2 * tick + 1])
-                elif tick == count and server.hangs_up:
+                if chunk < chunk_counts[number]:
+                    client.socket.sendall(messages[2 * chunk])
+                    client.socket.sendall(messages[2 * chunk + 1])
+                elif chunk == chunk_counts[number] and saves:
                     ends.append(pool.submit(hang_up, client))
-        if late > 2 / RATE:
-            print(f"The player was {late:.2f} s late: these are its limits.")
-        waits += [end.result() for end in ends]
-    return used / (calls * 2 * MEASURED * RATE)
+    cost = (cpu_times[1] - cpu_times[0]) / (calls * 2 * MEASURED)
+    return cost, [end.result() for end in ends]
 
 
-def burst(server, name, frames):
-    """Play calls as fast as the server takes them; return the CPU time of a message."""
-    with begin(server, name, BURST_CALLS) as clients:
-        used = cpu(server)
-        for place in range(0, len(frames), BATCH):
-            for client in clients:
-                client.socket.sendall(b"".join(frames[place : place + BATCH]))
-        for client in clients * 2:  # a pong comes before all that is read is handled
-            client.sync()
-        used = cpu(server) - used
-    return used / (BURST_CALLS * len(frames))
+def burst(server, clients, messages):
+    """Send calls as fast as the server can; return the CPU time of a message, in s."""
+    cpu_before = cpu_time(server)
+    for place in range(0, len(messages), BATCH):
+        batch = b"".join(messages[place : place + BATCH])
+        for client in clients:
+            client.socket.sendall(batch)
+    # A pong says that the messages before it have been received. Those that are still in
+    # a queue then are handled before the server reads a second ping.
+    for client in clients * 2:
+        client.wait_received()
+    return (cpu_time(server) - cpu_before) / (len(clients) * len(messages))
+
+
+def check(server, name, audio, chunk_counts):
+    """End the program unless the files of these calls have every byte that was sent."""
+    for number, chunk_count in enumerate(chunk_counts):
+        for track in TRACKS:
+            path = recording_path(server.directory, track, f"{name}-{number}")
+            saved = path.read_bytes()[HEADER:] if path.exists() else b""
+            sent = audio[track][: chunk_count * CHUNK_SIZE]
+            if saved != sent:
+                same = len(os.path.commonprefix([saved, sent]))
+                place = f"from byte {same} of {len(sent)} on"
+                sys.exit(f"Audio was lost: {path.name} is not what was sent {place}")
 
 
 def compare(calls, rounds):
-    """Compare the CPU times of a message."""
-    audio, frames = make_audio(BURST)
-    # They hang up one after the other, in the second after what is measured.
-    last = (WARM_UP + MEASURED) * RATE
-    counts = [last + RATE * number // calls for number in range(calls)]
-    paces, bursts, waits = [], [], []
-    with serving("bare") as one, serving("plain") as two, serving() as recorder:
-        servers = one, two, recorder
-        for number in range(rounds):
-            name = f"call-{number}"
-            paces.append([play(x, name, frames, counts, waits) for x in servers])
-            bursts.append([burst(x, f"burst-{number}", frames) for x in servers])
+    """Play the same calls to each server; yield the rows of the table about that."""
+    audio, messages = make_call(BURST)
+    # The calls end one after the other, in the second after what is measured.
+    chunk_counts = [WARM_UP + MEASURED + SECOND * n // calls for n in range(calls)]
+    paces, bursts, all_waits = [], [], []
+    with run(bare_loop) as bare, run(plain_handler) as plain, run() as recorder:
+        servers = {"bare loop": bare, "plain handler": plain, "recorder": recorder}
+        for number in range(1, rounds + 1):
+            paces.append([])
+            bursts.append([])
+            for label, server in servers.items():
+                step = f"round {number} of {rounds}: {label}"
+                saves = server is recorder
+                print(f"{step}, at the pace of calls", file=sys.stderr)
+                with calls_to(server, f"pace-{number}", calls) as clients:
+                    cost, waits = play(server, clients, messages, chunk_counts, saves)
+                paces[-1].append(cost)
+                all_waits += waits
+                print(f"{step}, in a burst", file=sys.stderr)
+                with calls_to(server, f"burst-{number}", BURST_CALLS) as clients:
+                    bursts[-1].append(burst(server, clients, messages))
         recorder.stop()
-        for number in range(rounds):
-            check(recorder, f"call-{number}", audio, counts)
-            check(recorder, f"burst-{number}", audio, [BURST * RATE] * BURST_CALLS)
-    row("", "bare loop", "plain", "recorder", "to bare", "to plain")
+        for number in range(1, rounds + 1):
+            check(recorder, f"pace-{number}", audio, chunk_counts)
+            check(recorder, f"burst-{number}", audio, [BURST] * BURST_CALLS)
     for label, costs in ("at the pace of calls", paces), ("in a burst", bursts):
-        each = [f"{median(column) * 1e6:.1f}" for column in zip(*costs, strict=True)]
-        each += [f"{median(cost[2] / cost[n] for cost in costs):.2f}" for n in (0, 1)]
-        row(f"CPU time of a message {label}, us", *each)
-    each = [f"{wait * 1e3:.0f}" for wait in (median(waits), max(waits))]
-    row("From stop to the files, median and worst, ms", *each)
+        cells = [f"{median(times) * 1e6:.1f} µs" for times in zip(*costs, strict=True)]
+        to_bare = median(recorder / bare for bare, _, recorder in costs)
+        to_plain = median(recorder / plain for _, plain, recorder in costs)
+        cells += [f"{to_bare:.2f}", f"{to_plain:.2f}"]
+        yield [f"CPU time of a message {label}", *cells]
+    times = f"{median(all_waits) * 1e3:.0f} ms, {max(all_waits) * 1e3:.0f} ms"
+    yield ["from `stop` to the files, median and worst", "", "", times, "", ""]
 
 
 def measure_hour():
-    """Measure the memory of a one-hour call, and how long others wait for its file."""
-    (audio, frames), pings = make_audio(HOUR), []
+    """Play a call of one hour to the recorder; yield the rows of the table about it."""
+    print("a call of one hour", file=sys.stderr)
+    (audio, messages), pings = make_call(HOUR), []
     with (
-        serving() as recorder,
+        run() as recorder,
         Client(recorder) as other,
-        begin(recorder, "hour", 1) as (hour,),
+        calls_to(recorder, "hour", 1) as clients,
         ThreadPoolExecutor(1) as pool,
     ):
-        before = recorder.usage.memory_info().rss
-        for place in range(0, len(frames), BATCH):
-            hour.socket.sendall(b"".join(frames[place : place + BATCH]))
-        hour.sync()
-        growth = recorder.usage.memory_info().rss - before
-        end = pool.submit(hang_up, hour)
+        process = psutil.Process(recorder.process.pid)
+        memory_before = process.memory_info().rss
+        burst(recorder, clients, messages)
+        growth = process.memory_info().rss - memory_before
+        end = pool.submit(hang_up, clients[0])
         while not end.done():
             began = time.perf_counter()
-            other.sync()
+            other.wait_received()
             pings.append(time.perf_counter() - began)
-            time.sleep(PING)
-        check(recorder, "hour", audio, [HOUR * RATE])
-    size = sum(map(len, audio.values()))
-    row("Memory of a byte of audio in progress, bytes", f"{growth / size:.2f}")
-    row("From stop to the files of a one-hour call, ms", f"{end.result() * 1e3:.0f}")
-    row("Worst ping of another connection meanwhile, ms", f"{max(pings) * 1e3:.1f}")
+            time.sleep(0.002)
+        check(recorder, "hour", audio, [HOUR])
+    memory = f"{growth / (2 * HOUR * CHUNK_SIZE):.2f} bytes"
+    wait, ping = f"{end.result() * 1e3:.0f} ms", f"{max(pings) * 1e3:.0f} ms"
+    yield ["memory for a byte of audio in progress", "", "", memory, "", ""]
+    yield ["from `stop` to the files of a one-hour call", "", "", wait, "", ""]
+    yield ["worst ping of another connection meanwhile", "", "", ping, "", ""]
 
 
-def row(label, *values):
-    print(f"{label:<48}", *(f"{value:>9}" for value in values), flush=True)
+def raise_descriptor_limit(calls):
+    """Let this process and the servers open enough sockets, or end the program."""
+    with contextlib.suppress(ImportError):  # Windows has no limit of descriptors.
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = min(hard, 10240)  # as in app.py, where connections get half of it
+        if limit < 2 * (calls + 50):
+            sys.exit(f"{calls} calls are too many for the limit of {limit} descriptors")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 def main():
     """Run the command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--calls", default=100, type=int, help="two-track calls")
-    parser.add_argument("--rounds", default=5, type=int, help="how many of them")
+    parser.add_argument("--calls", default=100, type=int, help="how many at once")
+    parser.add_argument("--rounds", default=5, type=int, help="how many to measure")
     args = parser.parse_args()
-    if min(args.calls, args.rounds) < 1:
-        sys.exit("--calls and --rounds must be 1 or more")
-    compare(args.calls, args.rounds)
-    measure_hour()
-    print("Every file has every byte.")
+    if args.calls < 10 or args.rounds < 1:
+        parser.error("--calls must be 10 or more, and --rounds 1 or more")
+    raise_descriptor_limit(args.calls)
+    rows = [*compare(args.calls, args.rounds), *measure_hour()]
+    machine = f"Cores: {os.cpu_count()}. Python: {sys.version.split()[0]}."
+    print(f"Calls: {args.calls} of two tracks. Rounds: {args.rounds}. {machine}")
+    print("Fewer calls give higher ratios at the pace of calls.\n")
+    servers = ["bare loop", "plain handler", "recorder"]
+    ratios = ["recorder / bare loop", "recorder / plain handler"]
+    for row in ["", *servers, *ratios], ["---"] * 6, *rows:
+        print("|" + "".join(f" {cell} |" if cell else " |" for cell in row))
+    print("\nEvery file was compared with what was sent, byte for byte.")
 
 
 if __name__ == "__main__":

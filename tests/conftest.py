@@ -1,11 +1,11 @@
 """A map of this folder, and what all tests have in common.
 
 For users:  simulate_call.py, benchmark.py, and the two calls *.wav
-Building:   signalwire.py (SignalWire's messages), recorder.py (app.py as a process,
+Building:   signalwire.py (SignalWire's messages), recorder.py (app.py as a process, and
             a client for it), checks.py (what the tests do and check)
 Tests:      test_*.py, each named for what it is about
 
-All: pytest tests    One: pytest tests -n 0 -k words_of_its_name    Slow: pytest tests -m slow
+All: pytest tests    Some: pytest tests -n 0 -k WORDS_OF_A_NAME    Slow: pytest tests -m slow
 """
 
 import contextlib
@@ -30,7 +30,6 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the slow tests, unless -m chooses some tests."""
     if not config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
@@ -51,11 +50,8 @@ def running(*args, **options):
 def start_server(tmp_path):
     """Start servers, with the arguments of Server; they are stopped after the test."""
     with contextlib.ExitStack() as stack:
-
-        def start(*args, **options):
-            return stack.enter_context(running(tmp_path, *args, **options))
-
-        yield start
+        enter = stack.enter_context
+        yield lambda *args, **options: enter(running(tmp_path, *args, **options))
 
 
 @pytest.fixture(scope="session")

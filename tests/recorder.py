@@ -27,18 +27,13 @@ class Server:
     variables of `environment` added. What it has logged is in the list `lines`.
     """
 
-    def __init__(self, directory, *args, command=None, environment=None):
+    def __init__(
+        self, directory, *args, command=(sys.executable, APP), environment=None
+    ):
         self.directory = directory
-        self.lines = []
-        self.news = threading.Condition()
-        self.has_ended = False
+        self.lines, self.news, self.has_ended = [], threading.Condition(), False
         self.process = subprocess.Popen(
-            [
-                *(command or [sys.executable, APP]),
-                "--host=127.0.0.1",
-                "--port=0",
-                *args,
-            ],
+            [*command, "--host=127.0.0.1", "--port=0", *args],
             cwd=directory,
             env={**os.environ, **(environment or {})},
             stderr=subprocess.PIPE,
@@ -75,9 +70,7 @@ class Server:
         with self.news:
             self.news.wait_for(is_over, PATIENCE)
             found = self.lines_with(*texts)
-            assert len(found) >= count, (
-                f"{texts} not in the log:\n{''.join(self.lines)}"
-            )
+            assert len(found) >= count, f"no {texts} in the log:\n{''.join(self.lines)}"
             return found[count - 1]
 
     def forget_lines(self):
@@ -90,9 +83,9 @@ class Server:
         self.process.send_signal(signum)
         return self.wait()
 
-    def wait(self, seconds=PATIENCE):
+    def wait(self):
         """Wait for the server to end, and return its exit status."""
-        status = self.process.wait(seconds)
+        status = self.process.wait(PATIENCE)
         self.reader.join()
         return status
 
@@ -139,7 +132,6 @@ class Client(contextlib.AbstractContextManager):
         self.flush()
 
     def ping(self):
-        """Send a ping."""
         self.protocol.send_ping(b"")
         self.flush()
 

@@ -27,7 +27,7 @@ CODECS = {  # mediaFormat (its name of A-law is not documented), and soundfile's
     "L16@24000h": (MULAW | {"encoding": "audio/x-L16", "sampleRate": 24000}, "PCM_16"),
 }
 EXAMPLES = """examples:
-  .venv/bin/python tests/simulate_call.py wss://a1b2.ngrok-free.app
+  .venv/bin/python tests/simulate_call.py wss://a1b2.ngrok-free.dev
   .venv/bin/python tests/simulate_call.py --tracks inbound --inbound hello.wav"""
 
 
@@ -51,7 +51,7 @@ def read_mulaw(path):
 
 
 def convert(mulaw, codec):
-    """Return bytes of mu-law as bytes of `codec`. Raises ValueError without soundfile."""
+    """Return mu-law bytes as bytes of `codec`. Raises ValueError without soundfile."""
     try:
         import soundfile  # which only the tests need
     except ImportError:
@@ -61,7 +61,8 @@ def convert(mulaw, codec):
     rate = media_format["sampleRate"]
     raw = {"format": "RAW", "subtype": "ULAW", "samplerate": 8000, "channels": 1}
     samples, _ = soundfile.read(io.BytesIO(mulaw), dtype="int16", **raw)
-    samples, file = samples.repeat(rate // 8000), io.BytesIO()
+    samples = samples.repeat(rate // 8000)
+    file = io.BytesIO()
     soundfile.write(file, samples, rate, subtype, endian="LITTLE", format="RAW")
     return file.getvalue()
 
@@ -83,7 +84,7 @@ def parse_pause(text, audio):
 
 
 def call_options(args):
-    """Return the keyword arguments of call_messages(). Raises OSError or ValueError."""
+    """Check `args`; return what call_messages() needs. Raises OSError or ValueError."""
     scheme, _, rest = args.url.partition("://")
     right = {"https": "wss", "http": "ws"}.get(scheme.lower())
     if right:
@@ -177,14 +178,13 @@ def make_parser():
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tracks = [*TRACKS, "both"]
     pause = "send nothing of TRACK for SECONDS, from AT seconds on"
     add = parser.add_argument
     add("url", nargs="?", default=URL, help=f"where the recorder is (default: {URL})")
     for track in TRACKS:
         wav = Path(__file__).with_name(f"{track}.wav")
         add(f"--{track}", metavar="FILE", default=wav, help="mu-law WAV file to stream")
-    add("--tracks", choices=tracks, default="both", help="to stream (default: both)")
+    add("--tracks", choices=[*TRACKS, "both"], default="both", help="default: both")
     add("--codec", choices=CODECS, default="PCMU", help="default: PCMU, that is mu-law")
     add("--token", help="the recorder's AUTH_BEARER_TOKEN")
     add = parser.add_argument_group("mostly for tests").add_argument

@@ -10,7 +10,7 @@ from recorder import PATIENCE, Client, Server
 from signalwire import media, start, stop
 
 AUDIO = random.Random(5).randbytes(1600)
-TOKEN = b"correct-horse_battery.staple"
+TOKEN = "correct-horse_battery.staple"
 UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
@@ -19,9 +19,9 @@ UPGRADE = (
 
 def ask(server, request):
     """Send a request and return all that comes back until the server closes."""
+    response = b""
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
         client.sendall(request)
-        response = b""
         with contextlib.suppress(ConnectionError):
             while data := client.recv(65536):
                 response += data
@@ -30,53 +30,25 @@ def ask(server, request):
     return response
 
 
-# The token
+RIGHT = f"Bearer {TOKEN}"
+WRONG = {"no header": [], "an empty header": [""], "two headers": [RIGHT, RIGHT]}
+WRONG |= {"no token": ["Bearer"], "no scheme": [TOKEN], "no ASCII": ["Bearer \xe9\xff"]}
+WRONG |= {"another scheme": [f"Basic {TOKEN}"], "two spaces": [f"Bearer  {TOKEN}"]}
+WRONG |= {"a longer token": [RIGHT + "x"], "a shorter token": [RIGHT[:-1]]}
+WRONG |= {"capitals": [f"Bearer {TOKEN.upper()}"]}
 
 
-@pytest.fixture
-def guarded(start_server):
-    return start_server(environment={"AUTH_BEARER_TOKEN": TOKEN.decode()})
-
-
-def test_the_token_lets_in(guarded):
-    play_call(guarded, "call", {"inbound": AUDIO}, token=TOKEN.decode())
-    check_saved(guarded, "call", AUDIO)
-    assert guarded.lines_with("AUTH_BEARER_TOKEN") == []
-    assert guarded.lines_with(TOKEN.decode()) == []
-
-
-WRONG = {
-    "no header": b"",
-    "an empty header": b"Authorization: \r\n",
-    "no token": b"Authorization: Bearer\r\n",
-    "no scheme": b"Authorization: %b\r\n" % TOKEN,
-    "a longer token": b"Authorization: Bearer %bx\r\n" % TOKEN,
-    "a shorter token": b"Authorization: Bearer %b\r\n" % TOKEN[:-1],
-    "a token in capitals": b"Authorization: Bearer %b\r\n" % TOKEN.upper(),
-    "another scheme": b"Authorization: Basic %b\r\n" % TOKEN,
-    "two spaces": b"Authorization: Bearer  %b\r\n" % TOKEN,
-    "not ASCII": b"Authorization: Bearer \xe9\xff\r\n",
-    "two headers": b"Authorization: Bearer %b\r\n" % TOKEN * 2,
-}
-
-
-@pytest.mark.parametrize("header", WRONG.values(), ids=WRONG)
-def test_nothing_else_lets_in(guarded, header):
-    response = ask(guarded, UPGRADE + header + b"\r\n")
+@pytest.mark.parametrize("given", WRONG.values(), ids=WRONG)
+def test_only_the_token_lets_in(start_server, given):
+    server = start_server(environment={"AUTH_BEARER_TOKEN": TOKEN})
+    headers = "".join(f"Authorization: {value}\r\n" for value in given)
+    response = ask(server, UPGRADE + headers.encode("latin-1") + b"\r\n")
     assert response.startswith(b"HTTP/1.1 401 ")
     assert b"\r\nWWW-Authenticate: Bearer\r\n" in response
-    guarded.wait_for("WARNING Refused a connection: missing or wrong bearer token\n")
-    assert guarded.lines_with(TOKEN.decode()) == []
-
-
-def test_without_a_token_the_log_says_who_is_let_in(start_server):
-    server = start_server(environment={"AUTH_BEARER_TOKEN": ""})
-    server.wait_for(
-        "INFO No AUTH_BEARER_TOKEN: whoever finds the address can send audio"
-    )
-
-
-# What is no stream
+    server.wait_for("WARNING Refused a connection: missing or wrong bearer token\n")
+    play_call(server, "call", {"inbound": AUDIO}, token=TOKEN)
+    check_saved(server, "call", AUDIO)
+    assert server.lines_with(TOKEN) == server.lines_with("AUTH_BEARER_TOKEN") == []
 
 
 @pytest.mark.parametrize("token", ["", "sesame"], ids=["no token", "a token"])
@@ -85,6 +57,8 @@ def test_a_browser_is_told_what_this_is(start_server, token):
     response = ask(server, b"GET /health?x=1 HTTP/1.1\r\nHost: x\r\n\r\n")
     assert response.startswith(b"HTTP/1.1 200 ")
     assert b"Recorder running" in response and b'<Stream url="wss://' in response
+    if not token:
+        server.wait_for("INFO No AUTH_BEARER_TOKEN: whoever finds the address can send")
     assert server.stop() == 0
     assert server.lines_with("WARNING") == server.lines_with("ERROR") == []
 
@@ -107,20 +81,14 @@ def test_strange_requests_leave_nothing_in_the_log(start_server, request_bytes):
     play_call(server, "call", {"inbound": AUDIO})
     check_saved(server, "call", AUDIO)
     assert server.lines_with("WARNING") == server.lines_with("ERROR") == []
-    assert server.lines_with("Traceback") == []
 
 
-def test_an_error_inside_the_library_is_logged(start_server):
-    lines = [
-        "from websockets.server import ServerProtocol",
-        "def fail(*_): raise RuntimeError('a mistake')",
-        "ServerProtocol.send_response = fail",
-    ]
-    server = Server(start_server().directory, command=python_app(*lines))
-    with contextlib.suppress(ConnectionError):
-        ask(server, UPGRADE + b"\r\n")
+def test_an_error_inside_the_library_is_logged(tmp_path):
+    change = "from websockets.server import ServerProtocol as P; P.send_response = None"
+    server = Server(tmp_path, command=python_app(change))
+    ask(server, UPGRADE + b"\r\n")
     server.wait_for("ERROR unexpected internal error")
-    server.wait_for("RuntimeError: a mistake")
+    server.wait_for("TypeError: 'NoneType' object is not callable")
     assert server.stop() == 0
 
 

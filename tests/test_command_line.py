@@ -42,11 +42,15 @@ def test_it_listens_on_every_address_of_localhost(start_server):
             assert error.errno == errno.EADDRNOTAVAIL
 
 
-def test_an_ipv6_address_is_shown_as_a_url(start_server):
+def skip_without(family, address):
     try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        socket.create_server(address, family=family).close()
     except OSError as error:
-        pytest.skip(f"no IPv6: {error}")
+        pytest.skip(f"{address}: {error}")
+
+
+def test_an_ipv6_address_is_shown_as_a_url(start_server):
+    skip_without(socket.AF_INET6, ("::1", 0))
     server = start_server("--host", "::1")
     assert server.url.startswith("ws://[::1]:")
     play_call(server, "six", AUDIO)
@@ -69,10 +73,7 @@ def simulate_on_defaults(folder, *wrapper):
 
 
 def test_the_defaults(tmp_path):
-    try:
-        socket.create_server(("127.0.0.1", 5000)).close()
-    except OSError as error:
-        pytest.skip(f"port 5000 is taken: {error}")
+    skip_without(socket.AF_INET, ("127.0.0.1", 5000))
     simulate_on_defaults(tmp_path)
 
 

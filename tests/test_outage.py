@@ -19,42 +19,31 @@ pytestmark = [pytest.mark.slow, needs_namespaces]
 AUDIO = {track: random.Random(track).randbytes(100 * 8000) for track in TRACKS}  # 100 s
 
 
-def run(command):
-    subprocess.run(command.split(), check=True)
-
-
 class Network:
-    """A namespace for the recorder, behind another one that may lose all packets."""
+    """The namespace of a recorder, and the link to it, which may lose all packets."""
 
     def __init__(self):
         self.name = f"r{os.getpid()}"
-        self.middle, self.port = f"{self.name}-middle", f"{self.name}b"
         subnet = f"10.213.{os.getpid() % 256}"  # Two of these run at the same time.
         self.address = f"{subnet}.2"
-        middle = f"ip -n {self.middle} link"
-        run(f"ip netns add {self.name}")
-        run(f"ip netns add {self.middle}")
-        run(f"ip link add {self.name}a type veth peer {self.port} netns {self.middle}")
-        run(f"{middle} add outer type veth peer eth0 netns {self.name}")
-        run(f"{middle} add bridge type bridge")
-        for link in self.port, "outer":
-            run(f"{middle} set {link} master bridge up")
-        run(f"{middle} set bridge up")
-        run(f"ip addr add {subnet}.1/30 dev {self.name}a")
-        run(f"ip link set {self.name}a up")
-        run(f"ip -n {self.name} addr add {self.address}/30 dev eth0")
-        run(f"ip -n {self.name} link set eth0 up")
+        self.ip(f"netns add {self.name}")
+        self.ip(f"link add {self.name}a type veth peer eth0 netns {self.name}")
+        self.ip(f"addr add {subnet}.1/30 dev {self.name}a")
+        self.ip(f"link set {self.name}a up")
+        self.ip(f"-n {self.name} addr add {self.address}/30 dev eth0")
+        self.mend()
+
+    def ip(self, words):
+        subprocess.run(["ip", *words.split()], check=True)
 
     def cut(self):
-        """Lose all packets, while both ends think that they are connected."""
-        run(f"ip -n {self.middle} link set {self.port} nomaster")
+        self.ip(f"-n {self.name} link set eth0 down")
 
     def mend(self):
-        run(f"ip -n {self.middle} link set {self.port} master bridge")
+        self.ip(f"-n {self.name} link set eth0 up")
 
     def close(self):
-        run(f"ip netns del {self.name}")
-        run(f"ip netns del {self.middle}")
+        self.ip(f"netns del {self.name}")
 
 
 @pytest.fixture

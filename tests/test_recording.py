@@ -30,10 +30,9 @@ def test_each_track_is_saved_when_the_stream_stops(server, call_sid, tracks):
 
 def test_two_streams_of_a_call_record_one_track_each(server, call_sid):
     with Client(server) as inbound, Client(server) as outbound:
-        inbound.send(start(call_sid, ["inbound"]))
-        outbound.send(start(call_sid, ["outbound"]))
-        inbound.send(MEDIA["inbound"], stop())
-        outbound.send(MEDIA["outbound"], stop())
+        inbound.send(start(call_sid, ["inbound"]), MEDIA["inbound"])
+        outbound.send(start(call_sid, ["outbound"]), MEDIA["outbound"], stop())
+        inbound.send(stop())
         assert inbound.wait_closed() == outbound.wait_closed() == (1000, "")
     check_tracks(server, call_sid, AUDIO)
 
@@ -55,11 +54,9 @@ def test_nothing_is_ever_sent_to_the_caller(server, call_sid):
 
 
 FORMATS = [  # name in the log, Hz, a sample of silence, names in mediaFormat
-    ("mu-law", 8000, b"\xff", "audio/x-mulaw AUDIO/X-MULAW audio/mulaw x-mulaw mulaw"),
-    ("mu-law", 8000, b"\xff", "audio/PCMU audio/x-pcmu PCMU"),
+    ("mu-law", 8000, b"\xff", "audio/x-mulaw AUDIO/X-MULAW mulaw PCMU audio/x-pcmu"),
     ("mu-law", 48000, b"\xff", "audio/x-mulaw"),
-    ("A-law", 8000, b"\xd5", "audio/x-alaw audio/alaw x-alaw alaw"),
-    ("A-law", 8000, b"\xd5", "audio/PCMA audio/x-pcma PCMA"),
+    ("A-law", 8000, b"\xd5", "audio/x-alaw audio/alaw x-alaw alaw PCMA audio/PCMA"),
     ("L16", 16000, b"\0\0", "audio/x-L16 audio/x-l16 audio/L16 L16"),
     ("L16", 24000, b"\0\0", "audio/x-L16"),
 ]
@@ -80,38 +77,28 @@ def test_formats(server, call_sid, encoding, words, rate, silence):
     server.wait_for(f"INFO Saved {path.name}, {length}\n")
 
 
-def check_refused(server, text, code, reason):
-    """Check that a stream that begins with `text` is closed, and leaves no file."""
-    before = names_in(server.directory)
-    assert exchange(server, text.ljust(1000), MEDIA["inbound"]) == (code, reason)
-    line = server.wait_for(f"WARNING Refused a stream: {reason}, not ", text)
-    assert len(line) < 800
-    assert names_in(server.directory) == before
-
-
-RATES = [7999, 48001, -8000, "8000", 8000.5, True, None]
-OTHERS = [MULAW | {"sampleRate": rate} for rate in RATES]
-OTHERS += [MULAW | {"encoding": name} for name in ("audio/opus", "", None)]
-OTHERS += [MULAW | {"channels": number} for number in (2, None)]
+WHY = {
+    1003: "mediaFormat must be mulaw, pcmu, alaw, pcma, l16, 8 to 48 kHz, 1 channel",
+    1008: "callSid must be 1 to 64 letters, digits, - or _",
+}
+OTHERS = [MULAW | {"sampleRate": x} for x in (7999, 48001, "8000", 8000.5, True, None)]
+OTHERS += [MULAW | {"encoding": x} for x in ("audio/opus", "", None)]
+OTHERS += [MULAW | {"channels": x} for x in (2, None)]
 OTHERS += [{}, [], "audio/x-mulaw"]
-
-
-@pytest.mark.parametrize("media_format", OTHERS, ids=str)
-def test_other_formats_are_refused(server, call_sid, media_format):
-    reason = "mediaFormat must be mulaw, pcmu, alaw, pcma, l16, 8 to 48 kHz, 1 channel"
-    check_refused(server, start(call_sid, (), media_format), 1003, reason)
-
-
 SIDS = [5, ["call"], {"call": 1}, "../call", "/tmp/call", "a\\b", "a.wav", "C:call"]
 SIDS += ["a b", "call\n", "\x00", "\x1b[2J", "\u00e9", "\u0663", "\ud800", "a" * 65]
-BODIES = [{name: sid} for name in ("callSid", "streamSid") for sid in SIDS]
-STARTS = [{}, *({"start": body} for body in (None, [], {}, *BODIES))]
+REFUSED = [(1003, {"start": {"callSid": "a", "mediaFormat": x}}) for x in OTHERS]
+REFUSED += [(1008, {"start": {k: x}}) for k in ("callSid", "streamSid") for x in SIDS]
+REFUSED += [(1008, x) for x in ({}, {"start": None}, {"start": []}, {"start": {}})]
 
 
-@pytest.mark.parametrize("fields", STARTS, ids=ascii)
-def test_a_sid_that_cannot_be_in_a_file_name_is_refused(server, fields):
-    reason = "callSid must be 1 to 64 letters, digits, - or _"
-    check_refused(server, message("start", 1, **fields), 1008, reason)
+@pytest.mark.parametrize(("code", "fields"), REFUSED, ids=ascii)
+def test_a_stream_without_a_safe_sid_or_a_format_is_refused(server, code, fields):
+    before, text = names_in(server.directory), message("start", 1, **fields).ljust(1000)
+    assert exchange(server, text, MEDIA["inbound"]) == (code, WHY[code])
+    line = f"WARNING Refused a stream: {WHY[code]}, not {str(text.encode())[:500]}\n"
+    server.wait_for(line)
+    assert names_in(server.directory) == before
 
 
 LACKING = [("callSid", None), ("callSid", ""), ("callSid", "missing")]
@@ -119,10 +106,10 @@ LACKING += [("mediaFormat", None), ("mediaFormat", "missing")]
 
 
 @pytest.mark.parametrize(("field", "value"), LACKING)
-def test_the_streamsid_or_mulaw_is_used_instead(server, call_sid, field, value):
-    sid = (
-        call_sid + "_azAZ09" * 4
-    )  # as long as it may be, and all characters it may have
+def test_the_streamsid_or_mulaw_replaces_what_is_lacking(
+    server, call_sid, field, value
+):
+    sid = call_sid + "_azAZ09" * 4  # the longest one, and all that one may have
     data = json.loads(start(sid, streamSid=sid, **{field: value}))
     if value == "missing":
         del data["start"][field]
@@ -134,8 +121,6 @@ KEYS = ["from", "to", "direction", "callSid", "parentCallSid", "customer"]
 VALUES = {
     "a usual set": dict.fromkeys(KEYS, "sip:M\u00fcller@example.sip.signalwire.com"),
     "control characters": {"a\nb": "\x1b[2J\u202e\x9b"},
-    "no object": ["\n"],
-    "none": None,
     "a long text": "b" * 60_000,
     "a long list": ["sideways\n" * 100] * 50,
     "nested": json.loads('{"a":' * 300 + "1" + "}" * 300),
@@ -145,9 +130,7 @@ VALUES = {
 @pytest.mark.parametrize("field", ["tracks", "customParameters"])
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_the_log_has_the_beginning_of_what_start_says(server, call_sid, field, value):
-    call = start(call_sid, **{field: value}), MEDIA["inbound"], stop()
-    assert exchange(server, *call) == (1000, "")
+    exchange(server, start(call_sid, **{field: value}), MEDIA["inbound"], stop())
     check_tracks(server, call_sid, INBOUND)
     said = {"tracks": ["inbound"], "customParameters": None} | {field: value}
-    begin = f"INFO {call_sid}: started, mu-law, 8000 Hz, "
-    assert server.wait_for(begin).endswith(f"{begin}{str(said)[:500]}\n")
+    server.wait_for(f"INFO {call_sid}: started, mu-law, 8000 Hz, {str(said)[:500]}\n")

@@ -6,8 +6,7 @@ import time
 
 import psutil
 import pytest
-from checks import begin_call, check_saved, check_wav, exchange, play_call
-from checks import python_app, shell_app
+from checks import begin_call, check_saved, check_wav, exchange, python_app, shell_app
 from recorder import PATIENCE, Client
 from signalwire import AUDIO, CHUNKS, MEDIA, start, stop
 
@@ -34,7 +33,6 @@ def test_a_signal_saves_the_calls_in_progress(start_server, signum):
 
 
 def test_saving_takes_its_time_and_more_signals_change_nothing(start_server):
-    # Longer than any timeout of a connection
     lines = ["import os, time", "os.fsync = lambda fd: time.sleep(6)"]
     server = start_server(command=python_app(*lines))
     with begin_call(server, start("call"), *MEDIA) as client:
@@ -65,7 +63,7 @@ def test_it_ends_within_seconds_though_peers_are_silent(start_server):
 def test_nohup_is_respected(start_server):
     server = start_server(command=shell_app('set -- nohup "$@"'))
     server.process.send_signal(signal.SIGHUP)
-    play_call(server, "call", {"inbound": AUDIO})
+    exchange(server, start("call"), *MEDIA, stop())
     check_saved(server, "call", AUDIO)
 
 
@@ -79,8 +77,7 @@ def test_a_log_that_nobody_reads_stops_no_call(start_server):
     path = server.directory / "Inbound-in-progress.wav"
     with begin_call(server, start("in-progress"), *MEDIA[:25]) as client:
         reader.suspend()
-        # Lines of 500 bytes, more than a pipe of 64 KiB takes
-        for number in range(200):
+        for number in range(200):  # Lines of 500 bytes: a pipe takes 64 KiB.
             exchange(server, start(f"call-{number}"), "?" * 500, MEDIA[0], stop())
             check_wav(server.directory / f"Inbound-call-{number}.wav", CHUNKS[0])
         server.process.send_signal(signal.SIGTERM)
