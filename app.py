@@ -26,8 +26,8 @@ import websockets
 TRACKS = ("inbound", "outbound")
 SAFE_SID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # can be part of a file name
 
-# By name in start.mediaFormat, after "audio/" and "x-" have been removed. Each has its
-# name for the log, its format code in a WAV file, and one sample of silence.
+# Keys: the name in start.mediaFormat without "audio/" and "x-". Values: the name in the
+# log, the format code in a WAV file, and one sample of silence.
 ENCODINGS = {
     "mulaw": ("mu-law", 7, b"\xff"),
     "pcmu": ("mu-law", 7, b"\xff"),
@@ -70,7 +70,7 @@ class Track:
             if timestamp <= elapsed + CLOCK_TOLERANCE:
                 missing = gap * self.sample_rate // 1000 * self.sample_width  # bytes
                 count, rest = divmod(missing, len(self.block))
-                # One object many times: a long silence takes hardly any memory.
+                # One object many times: this takes hardly any memory until write().
                 self.chunks += [self.block] * count + [self.block[:rest]]
                 self.length += missing
                 self.silence += missing
@@ -93,7 +93,7 @@ class Track:
                 part.touch(mode, exist_ok=False)
             except FileExistsError:
                 continue
-            if os.path.lexists(path):  # It was finished between look and claim.
+            if os.path.lexists(path):  # Another process finished it meanwhile.
                 part.unlink()
                 continue
             try:
@@ -159,7 +159,7 @@ def new_tracks(start, wanted):
 
 
 def parse(message, tracks):
-    """Return the event in `message` and what it carries; no `tracks`: no start so far.
+    """Return the event in `message` and what it carries. `tracks`: empty before start.
 
     `start` carries a dict, `media` one of `tracks`, the payload, and a timestamp in ms,
     0 if unknown. Raises KeyError, TypeError, ValueError, RecursionError for nonsense.
@@ -222,22 +222,22 @@ async def record(websocket, args):
 class Connection(websockets.ServerConnection):
     """A connection that is cheap to read, and leaves enough of the machine for others.
 
-    Waking up for a message costs more than handling it. So during a call, a pause comes
-    after each read. It does not after a large read, because more is waiting; nor if the
-    library has stopped reading, because its queue is full: then the library resumes.
+    Waking up for a message costs more than handling it, so in a call we pause after a
+    read. Not after a large one: more is waiting. Nor if the library has paused, as its
+    queue is full: our resuming would overfill it.
     """
 
     # In a pause, two tracks send 10 chunks each: 7 KB, or 29 KB of L16 at 24 kHz. That
     # is no large read, and far less than fills the queue (max_queue).
     PAUSE = 0.2  # s
     LARGE = 2**15  # bytes in one read
-    descriptor_limit = sys.maxsize
+    descriptor_limit = sys.maxsize  # unless main() finds one
     last_warning = float("-inf")  # about any connection, in s on the loop's clock
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        # The other half of the descriptors is for files, and for the `backlog` of those
-        # that asyncio accepts before it calls this. A new one gets the lowest number.
+        # A new descriptor gets the lowest free number. The other half is for files, and
+        # for the connections (`backlog`) that asyncio accepts before it calls this.
         if transport.get_extra_info("socket").fileno() >= self.descriptor_limit // 2:
             transport.abort()
             if self.loop.time() > Connection.last_warning + 60:
@@ -260,8 +260,8 @@ class Connection(websockets.ServerConnection):
 async def answer(connection, request, token):
     """Return None to let a stream in, or the HTTP response to any other request."""
     if connection.protocol.eof_sent:
-        # Garbage came after the request, so the library has hung up. We wait until the
-        # connection is closed: then None lets nobody in, and no error is logged.
+        # Garbage followed the request, so the library hung up. On a closed connection,
+        # None lets nobody in; on one that is still open, it would log an error.
         connection.transport.abort()
         await connection.wait_closed()
         return None
@@ -292,8 +292,8 @@ async def serve(args):
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     loop.set_default_executor(ThreadPoolExecutor(8))
-    # save() uses these threads. If one cannot be started, its work fails but is queued,
-    # so trying again would save it twice. So all start now, held by a barrier.
+    # For save(). If a thread cannot be started, submit() raises, but keeps the work: a
+    # retry then saves twice. So all start now: the barrier keeps each of them busy.
     barrier = threading.Barrier(8)
     await asyncio.gather(*(asyncio.to_thread(barrier.wait, 10) for _ in range(8)))
     for signum in args.signals:
@@ -301,13 +301,13 @@ async def serve(args):
     try:
         server = await websockets.serve(
             lambda websocket: record(websocket, args),
-            list(existing_addresses(args.host)) or args.host,  # or let it fail
+            list(existing_addresses(args.host)) or args.host,  # for its error
             args.port,
-            process_request=lambda *request: answer(*request, args.token),
+            process_request=lambda *pair: answer(*pair, args.token),
             create_connection=Connection,
             compression=None,  # which costs CPU time and saves little
             open_timeout=5,  # s
-            ping_timeout=130,  # s. After an outage of 60 s, TCP may resend at 120 s.
+            ping_timeout=130,  # s. TCP doubles its waits: 60 s out may last 120 s.
             close_timeout=2,  # s
             max_queue=2**8,  # messages
             write_limit=2**12,  # bytes
@@ -357,7 +357,7 @@ def main():
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        Connection.descriptor_limit = min(hard, 10240)  # macOS allows no more
+        Connection.descriptor_limit = min(hard, 10240)  # plenty, and the most on macOS
         resource.setrlimit(resource.RLIMIT_NOFILE, (Connection.descriptor_limit, hard))
     args.signals = [signal.SIGINT, signal.SIGTERM]
     # SIGHUP means that the terminal was closed. Windows has none, nohup ignores it.
@@ -370,7 +370,7 @@ def main():
     listener.start()
     logging.raiseExceptions = False  # What cannot be formatted costs only its own line.
     log.setLevel(logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # no line per pong to nobody
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # no line per lost pong
     asyncio.run(serve(args))
     log.info("Stopped")
     listener.stop()

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ from statistics import median
 try:
     import psutil
     import websockets
-    from recorder import HEADER, Client, Server
+    from recorder import APP, HEADER, Client, Server
     from signalwire import TRACKS, call_messages, recording_path, start, stop
     from websockets.frames import Frame, Opcode
 except ModuleNotFoundError as error:
@@ -28,18 +29,16 @@ except ModuleNotFoundError as error:
 
 CHUNK_SIZE = 160  # bytes, which are 20 ms of audio
 SECOND = 50  # chunks of a track; so are the other parts of a call:
-WARM_UP = 1 * SECOND  # at the pace of calls, before what is measured
-MEASURED = 3 * SECOND  # at the pace of calls
-BURST = 120 * SECOND
-HOUR = 3600 * SECOND
+WARM_UP, MEASURED = 1 * SECOND, 3 * SECOND  # at the pace of calls
+BURST, HOUR = 120 * SECOND, 3600 * SECOND
 BURST_CALLS = 5
 BATCH = 1000  # messages of a call that are sent at once in a burst
 
 # For each read, asyncio allocates 256 KiB. At first, glibc gets them from the system each
 # time, which is slow. Once it has freed all of them at a time, as at the end of a first
-# connection, it raises two limits to these bytes, and reads are cheap from then on. With
-# these variables, each server is in that state from the start, and stays in it.
-GLIBC_LIMITS = {"MALLOC_MMAP_THRESHOLD_": "266240", "MALLOC_TRIM_THRESHOLD_": "532480"}
+# connection, it raises two limits to these bytes, and reads are cheap from then on.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "266240", "MALLOC_TRIM_THRESHOLD_": "532480"}
+ENVIRONMENT |= {"AUTH_BEARER_TOKEN": "", "PYTHONPATH": str(Path(__file__).parent)}
 
 
 async def bare_loop(websocket):
@@ -68,14 +67,11 @@ async def serve(handler):
 
 @contextlib.contextmanager
 def run(handler=None):
-    """Run a server with `handler`, or the recorder if there is none; yield it."""
-    options = {"environment": {**GLIBC_LIMITS, "AUTH_BEARER_TOKEN": ""}}
-    if handler:
-        options["environment"]["PYTHONPATH"] = str(Path(__file__).parent)
-        code = "import asyncio, benchmark; asyncio.run(benchmark.serve(benchmark.{}))"
-        options["command"] = [sys.executable, "-c", code.format(handler.__name__)]
+    """Run a server with the handler of this name, or else the recorder; yield it."""
+    code = f"import asyncio; from benchmark import *; asyncio.run(serve({handler}))"
+    command = [sys.executable, "-c", code] if handler else [sys.executable, APP]
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder), **options)
+        server = Server(Path(folder), command=command, environment=ENVIRONMENT)
         try:
             yield server
         finally:
@@ -88,10 +84,7 @@ def cpu_time(server):
 
 
 def make_call(chunk_count):
-    """Return the audio of a call by track, and its media messages as WebSocket frames.
-
-    The tracks take turns: messages 2n and 2n + 1 carry chunk n of the two.
-    """
+    """Return the audio of a call by track, and its messages: two frames for a chunk."""
     rng = random.Random(chunk_count)
     audio = {track: rng.randbytes(chunk_count * CHUNK_SIZE) for track in TRACKS}
     media = [text for _, text in call_messages("", audio) if '"event": "media"' in text]
@@ -118,10 +111,7 @@ def hang_up(client):
 
 
 def play(server, clients, messages, chunk_counts, saves):
-    """Play calls in real time, each of its chunk count; hang up if the server `saves`.
-
-    Returns the CPU time of a message, in s, and for each call what hang_up() returned.
-    """
+    """Play calls in real time; return the CPU time of a message and the waits, in s."""
     calls, cpu_times, ends = len(clients), [], []
     with ThreadPoolExecutor(calls) as pool:
         began = time.perf_counter()
@@ -136,7 +126,7 @@ def play(server, clients, messages, chunk_counts, saves):
                 if chunk < chunk_counts[number]:
                     client.socket.sendall(messages[2 * chunk])
                     client.socket.sendall(messages[2 * chunk + 1])
-                elif chunk == chunk_counts[number] and saves:
+                elif chunk == chunk_counts[number] and saves:  # Others never hang up.
                     ends.append(pool.submit(hang_up, client))
     cost = (cpu_times[1] - cpu_times[0]) / (calls * 2 * MEASURED)
     return cost, [end.result() for end in ends]
@@ -161,12 +151,9 @@ def check(server, name, audio, chunk_counts):
     for number, chunk_count in enumerate(chunk_counts):
         for track in TRACKS:
             path = recording_path(server.directory, track, f"{name}-{number}")
-            saved = path.read_bytes()[HEADER:] if path.exists() else b""
             sent = audio[track][: chunk_count * CHUNK_SIZE]
-            if saved != sent:
-                same = len(os.path.commonprefix([saved, sent]))
-                place = f"from byte {same} of {len(sent)} on"
-                sys.exit(f"Audio was lost: {path.name} is not what was sent {place}")
+            if not path.exists() or path.read_bytes()[HEADER:] != sent:
+                sys.exit(f"Audio was lost: {path.name} is not what was sent")
 
 
 def compare(calls, rounds):
@@ -175,16 +162,16 @@ def compare(calls, rounds):
     # The calls end one after the other, in the second after what is measured.
     chunk_counts = [WARM_UP + MEASURED + SECOND * n // calls for n in range(calls)]
     paces, bursts, all_waits = [], [], []
-    with run(bare_loop) as bare, run(plain_handler) as plain, run() as recorder:
+    with run("bare_loop") as bare, run("plain_handler") as plain, run() as recorder:
         servers = {"bare loop": bare, "plain handler": plain, "recorder": recorder}
         for number in range(1, rounds + 1):
             paces.append([])
             bursts.append([])
             for label, server in servers.items():
                 step = f"round {number} of {rounds}: {label}"
-                saves = server is recorder
                 print(f"{step}, at the pace of calls", file=sys.stderr)
                 with calls_to(server, f"pace-{number}", calls) as clients:
+                    saves = server is recorder
                     cost, waits = play(server, clients, messages, chunk_counts, saves)
                 paces[-1].append(cost)
                 all_waits += waits
@@ -200,26 +187,23 @@ def compare(calls, rounds):
         to_bare = median(recorder / bare for bare, _, recorder in costs)
         to_plain = median(recorder / plain for _, plain, recorder in costs)
         cells += [f"{to_bare:.2f}", f"{to_plain:.2f}"]
-        yield [f"CPU time of a message {label}", *cells]
+        yield f"| CPU time of a message {label} | {' | '.join(cells)} |"
     times = f"{median(all_waits) * 1e3:.0f} ms, {max(all_waits) * 1e3:.0f} ms"
-    yield ["from `stop` to the files, median and worst", "", "", times, "", ""]
+    yield f"| from `stop` to the files, median and worst | | | {times} | | |"
 
 
 def measure_hour():
     """Play a call of one hour to the recorder; yield the rows of the table about it."""
     print("a call of one hour", file=sys.stderr)
     (audio, messages), pings = make_call(HOUR), []
-    with (
-        run() as recorder,
-        Client(recorder) as other,
-        calls_to(recorder, "hour", 1) as clients,
-        ThreadPoolExecutor(1) as pool,
-    ):
+    with run() as recorder, Client(recorder) as caller, Client(recorder) as other:
+        caller.send(start("hour-0", TRACKS))
+        caller.wait_received()
         process = psutil.Process(recorder.process.pid)
         memory_before = process.memory_info().rss
-        burst(recorder, clients, messages)
+        burst(recorder, [caller], messages)
         growth = process.memory_info().rss - memory_before
-        end = pool.submit(hang_up, clients[0])
+        end = ThreadPoolExecutor(1).submit(hang_up, caller)
         while not end.done():
             began = time.perf_counter()
             other.wait_received()
@@ -227,22 +211,10 @@ def measure_hour():
             time.sleep(0.002)
         check(recorder, "hour", audio, [HOUR])
     memory = f"{growth / (2 * HOUR * CHUNK_SIZE):.2f} bytes"
+    yield f"| memory for a byte of audio in progress | | | {memory} | | |"
     wait, ping = f"{end.result() * 1e3:.0f} ms", f"{max(pings) * 1e3:.0f} ms"
-    yield ["memory for a byte of audio in progress", "", "", memory, "", ""]
-    yield ["from `stop` to the files of a one-hour call", "", "", wait, "", ""]
-    yield ["worst ping of another connection meanwhile", "", "", ping, "", ""]
-
-
-def raise_descriptor_limit(calls):
-    """Let this process and the servers open enough sockets, or end the program."""
-    with contextlib.suppress(ImportError):  # Windows has no limit of descriptors.
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        limit = min(hard, 10240)  # as in app.py, where connections get half of it
-        if limit < 2 * (calls + 50):
-            sys.exit(f"{calls} calls are too many for the limit of {limit} descriptors")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+    yield f"| from `stop` to the files of a one-hour call | | | {wait} | | |"
+    yield f"| worst ping of another connection meanwhile | | | {ping} | | |"
 
 
 def main():
@@ -254,15 +226,20 @@ def main():
     args = parser.parse_args()
     if args.calls < 10 or args.rounds < 1:
         parser.error("--calls must be 10 or more, and --rounds 1 or more")
-    raise_descriptor_limit(args.calls)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = min(hard, 10240)  # as in app.py, where connections get half of it
+    if limit < 2 * (args.calls + 50):
+        sys.exit(
+            f"{args.calls} calls are too many for the limit of {limit} descriptors"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
     rows = [*compare(args.calls, args.rounds), *measure_hour()]
     machine = f"Cores: {os.cpu_count()}. Python: {sys.version.split()[0]}."
     print(f"Calls: {args.calls} of two tracks. Rounds: {args.rounds}. {machine}")
     print("Fewer calls give higher ratios at the pace of calls.\n")
-    servers = ["bare loop", "plain handler", "recorder"]
-    ratios = ["recorder / bare loop", "recorder / plain handler"]
-    for row in ["", *servers, *ratios], ["---"] * 6, *rows:
-        print("|" + "".join(f" {cell} |" if cell else " |" for cell in row))
+    ratios = "recorder / bare loop | recorder / plain handler"
+    print(f"| | bare loop | plain handler | recorder | {ratios} |")
+    print("|" + " --- |" * 6, *rows, sep="\n")
     print("\nEvery file was compared with what was sent, byte for byte.")
 
 

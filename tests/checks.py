@@ -11,7 +11,7 @@ from recorder import APP, Client
 from signalwire import MULAW, call_messages, recording_path, stream_call
 from soundfile import SoundFile
 
-SUBTYPES = {"ULAW": "mulaw pcmu", "ALAW": "alaw pcma", "PCM_16": "l16"}
+SUBTYPES = {"mulaw": "ULAW", "pcmu": "ULAW", "alaw": "ALAW", "pcma": "ALAW"}
 
 
 def play_call(server, call_sid, audio, media_format=MULAW, token=None, pause=None):
@@ -30,9 +30,7 @@ def exchange(server, *messages):
 def check_wav(path, audio, encoding="audio/x-mulaw", sample_rate=8000):
     """Check that `path` is a WAV file of exactly the bytes `audio`."""
     name = encoding.lower().removeprefix("audio/").removeprefix("x-")
-    (subtype,) = (
-        subtype for subtype, names in SUBTYPES.items() if name in names.split()
-    )
+    subtype = SUBTYPES.get(name, "PCM_16")
     raw = {"format": "RAW", "subtype": subtype, "endian": "LITTLE"}
     with SoundFile(io.BytesIO(audio), "r", sample_rate, channels=1, **raw) as file:
         expected = file.read(dtype="int16").tobytes()
@@ -45,10 +43,7 @@ def check_wav(path, audio, encoding="audio/x-mulaw", sample_rate=8000):
 
 
 def check_saved(server, call_sid, audio, track="inbound", folder=None):
-    """Wait until the log says that a track is saved; check that it is `audio`.
-
-    It is in `folder`, or else in that of the server.
-    """
+    """Wait until a track is saved, in `folder` or else the server's; check `audio`."""
     path = recording_path(folder or server.directory, track, call_sid)
     server.wait_for("INFO Saved ", str(path) if folder else path.name)
     check_wav(path, audio)
@@ -73,9 +68,8 @@ def python_app(*lines):
 def app_with(options):
     """Return the command that runs app.py with other `options` of websockets.serve()."""
     changed = f"lambda *args, **given: serve(*args, **given | dict({options}))"
-    return python_app(
-        "import websockets", "serve = websockets.serve", f"websockets.serve = {changed}"
-    )
+    lines = ["import websockets", "serve = websockets.serve"]
+    return python_app(*lines, f"websockets.serve = {changed}")
 
 
 def needs(command, reason):
@@ -85,9 +79,8 @@ def needs(command, reason):
     return pytest.mark.skipif(is_missing, reason=reason)
 
 
-needs_namespaces = needs(
-    "unshare --net --mount ip link set lo up", "needs Linux, root and iproute2"
-)
+UNSHARE = "unshare --net --mount ip link set lo up"
+needs_namespaces = needs(UNSHARE, "needs Linux, root and iproute2")
 
 
 def begin_call(server, *messages):

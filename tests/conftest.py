@@ -1,11 +1,10 @@
 """A map of this folder, and what all tests have in common.
 
 For users:  simulate_call.py, benchmark.py, and the two calls *.wav
-Building:   signalwire.py (SignalWire's messages), recorder.py (app.py as a process, and
-            a client for it), checks.py (what the tests do and check)
-Tests:      test_*.py, each named for what it is about
-
-All: pytest tests    Some: pytest tests -n 0 -k WORDS_OF_A_NAME    Slow: pytest tests -m slow
+For tests:  signalwire.py (its messages), recorder.py (app.py as a process, a client),
+            checks.py (what the tests do and check)
+Tests:      test_*.py. All: pytest tests    Some: pytest tests -n 0 -k WORDS
+            Slow ones: pytest tests -m slow
 """
 
 import contextlib
@@ -21,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where app.py is
 
 from recorder import Server
 
-settings.register_profile("default", deadline=None, max_examples=25)
-settings.load_profile("default")
+settings.register_profile("here", deadline=None, max_examples=25)
+settings.load_profile("here")
 
 
 def pytest_configure(config):

@@ -59,18 +59,14 @@ class Server:
         return [line for line in self.lines if all(text in line for text in texts)]
 
     def wait_for(self, *texts, count=1):
-        """Wait until `count` lines have all of `texts`, and return the last of them.
+        """Wait until `count` lines have all of `texts`; return the last of them.
 
         Fails at once if the process ends without them.
         """
-
-        def is_over():
-            return self.has_ended or len(self.lines_with(*texts)) >= count
-
         with self.news:
-            self.news.wait_for(is_over, PATIENCE)
-            found = self.lines_with(*texts)
-            assert len(found) >= count, f"no {texts} in the log:\n{''.join(self.lines)}"
+            while len(found := self.lines_with(*texts)) < count:
+                come = not self.has_ended and self.news.wait(PATIENCE)
+                assert come, f"no {texts} in the log:\n{''.join(self.lines)}"
             return found[count - 1]
 
     def forget_lines(self):
@@ -105,7 +101,6 @@ class Client(contextlib.AbstractContextManager):
         self.socket.close()
 
     def flush(self):
-        """Send what the protocol has to send."""
         self.socket.sendall(b"".join(self.protocol.data_to_send()))
 
     def read(self):
@@ -131,13 +126,10 @@ class Client(contextlib.AbstractContextManager):
                 self.protocol.send_text(message.encode())
         self.flush()
 
-    def ping(self):
-        self.protocol.send_ping(b"")
-        self.flush()
-
     def wait_received(self):
         """Wait until the server has received all that was sent: it answers a ping."""
-        self.ping()
+        self.protocol.send_ping(b"")
+        self.flush()
         self.wait_for(lambda event: event.opcode is Opcode.PONG)
 
     def wait_closed(self):

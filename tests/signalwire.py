@@ -45,10 +45,12 @@ def sample_width(media_format):
     return 2 if "l16" in media_format["encoding"].lower() else 1
 
 
-def split_into_chunks(audio, media_format, pause):
-    """Return (timestamp in ms, track, number of the chunk, payload), in order of time.
+def call_messages(call_sid, audio, media_format=MULAW, loss=0.0, seed=None, pause=None):
+    """Yield the messages of a call, each with its time in ms since the call began.
 
-    The arguments are those of call_messages().
+    `audio` maps the names of the tracks to their bytes. Of the chunks, the fraction
+    `loss` is not sent; `seed` chooses which. `pause` is a track, a place in its audio in
+    s, and for how many s nothing is sent there; what follows comes that much later.
     """
     samples = media_format["sampleRate"] * CHUNK_MS // 1000
     size = samples * sample_width(media_format)  # bytes in a chunk
@@ -59,23 +61,11 @@ def split_into_chunks(audio, media_format, pause):
             if pause and track == pause[0] and timestamp >= pause[1] * 1000:
                 timestamp += round(pause[2] * 1000)
             chunks.append((timestamp, track, number + 1, data[place : place + size]))
-    return sorted(chunks, key=lambda chunk: chunk[0])
-
-
-def call_messages(call_sid, audio, media_format=MULAW, loss=0.0, seed=None, pause=None):
-    """Yield the messages of a call, each with its time in ms since the call began.
-
-    `audio` maps the names of the tracks to their bytes. Of the chunks, the fraction
-    `loss` is not sent; `seed` chooses which. `pause` is a track, a place in its audio in
-    s, and for how many s nothing is sent there; what follows comes that much later.
-    """
-    rng = random.Random(seed)
+    chunks.sort(key=lambda chunk: chunk[0])
+    rng, end, sequence_number = random.Random(seed), 0, 1
     yield 0, CONNECTED
     yield 0, start(call_sid, list(audio), media_format)
-    end, sequence_number = 0, 1
-    for timestamp, track, number, payload in split_into_chunks(
-        audio, media_format, pause
-    ):
+    for timestamp, track, number, payload in chunks:
         end = timestamp + CHUNK_MS
         if rng.random() >= loss:
             sequence_number += 1
@@ -83,15 +73,15 @@ def call_messages(call_sid, audio, media_format=MULAW, loss=0.0, seed=None, paus
     yield end, stop(sequence_number + 1)
 
 
-async def stream_call(url, messages, fast=False, token=None):
+async def stream_call(url, messages, fast=False, token=None, **options):
     """Send the messages of a call to `url`; return when the server has hung up.
 
-    Each is sent at its time or, if `fast`, at once. Raises OSError if there is no server,
-    and websockets.WebSocketException if it does not take the call to its end. When this
-    is cancelled, it closes the connection with code 1001 (going away).
+    Each is sent at its time or, if `fast`, at once. `options` are for connect(). Raises
+    OSError if there is no server, and websockets.WebSocketException if it does not take
+    the call to its end. When cancelled, closes the connection with 1001 (going away).
     """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    options = {"additional_headers": headers, "compression": None, "proxy": None}
+    options |= {"additional_headers": headers, "compression": None, "proxy": None}
     async with websockets.connect(url, **options) as websocket:
         loop = asyncio.get_running_loop()
         began = loop.time()

@@ -26,6 +26,7 @@ CODECS = {  # mediaFormat (its name of A-law is not documented), and soundfile's
     "L16@16000h": (MULAW | {"encoding": "audio/x-L16", "sampleRate": 16000}, "PCM_16"),
     "L16@24000h": (MULAW | {"encoding": "audio/x-L16", "sampleRate": 24000}, "PCM_16"),
 }
+PAUSE = r"(inbound|outbound):(\d{1,5}(?:\.\d+)?):(\d{1,5}(?:\.\d+)?)"  # times in s
 EXAMPLES = """examples:
   .venv/bin/python tests/simulate_call.py wss://a1b2.ngrok-free.dev
   .venv/bin/python tests/simulate_call.py --tracks inbound --inbound hello.wav"""
@@ -57,30 +58,13 @@ def convert(mulaw, codec):
     except ImportError:
         command = ".venv/bin/pip install -r tests/requirements.txt"
         raise ValueError(f"--codec {codec} needs soundfile: {command}") from None
-    media_format, subtype = CODECS[codec]
+    (media_format, subtype), file = CODECS[codec], io.BytesIO()
     rate = media_format["sampleRate"]
     raw = {"format": "RAW", "subtype": "ULAW", "samplerate": 8000, "channels": 1}
     samples, _ = soundfile.read(io.BytesIO(mulaw), dtype="int16", **raw)
     samples = samples.repeat(rate // 8000)
-    file = io.BytesIO()
     soundfile.write(file, samples, rate, subtype, endian="LITTLE", format="RAW")
     return file.getvalue()
-
-
-def parse_pause(text, audio):
-    """Return the track, the place in its audio in s, and the length in s of a pause.
-
-    Raises ValueError if `audio`, mu-law bytes by track, has no such place.
-    """
-    seconds = r"(\d{1,5}(?:\.\d+)?)"
-    pause = re.fullmatch(rf"({'|'.join(TRACKS)}):{seconds}:{seconds}", text, re.ASCII)
-    if not pause:
-        raise ValueError(f"--pause must be like inbound:1:2.5, not {text!r}")
-    track, at, length = pause[1], float(pause[2]), float(pause[3])
-    end = len(audio.get(track, b"")) / 8000  # s, at a byte per sample
-    if at > end - 0.02:  # where the last chunk begins
-        raise ValueError(f"--pause {text}: only {end:g} s of {track} are streamed")
-    return track, at, length
 
 
 def call_options(args):
@@ -101,7 +85,18 @@ def call_options(args):
         raise ValueError("--pause needs the pace of a real call: leave out --fast")
     tracks = TRACKS if args.tracks == "both" else [args.tracks]
     audio = {track: read_mulaw(getattr(args, track)) for track in tracks}
-    pause = None if args.pause is None else parse_pause(args.pause, audio)
+    pause = None
+    if args.pause is not None:
+        parts = re.fullmatch(PAUSE, args.pause, re.ASCII)
+        if not parts:
+            raise ValueError(f"--pause must be like inbound:1:2.5, not {args.pause!r}")
+        track, at = parts[1], float(parts[2])
+        pause = track, at, float(parts[3])
+        end = len(audio.get(track, b"")) / 8000  # s, at a byte per sample
+        if at > end - 0.02:  # where the last chunk begins
+            raise ValueError(
+                f"--pause {args.pause}: only {end:g} s of {track} are streamed"
+            )
     if args.codec != "PCMU":
         audio = {track: convert(audio[track], args.codec) for track in tracks}
     options = {"loss": args.loss, "seed": args.seed, "pause": pause}
@@ -124,10 +119,7 @@ async def show_progress(begun, total, fast):
 
 
 async def simulate(args, options, begun):
-    """Stream the calls; add the callSid of each to the list `begun` when it begins.
-
-    Raises what stream_call() raises if the server does not take one to its end.
-    """
+    """Stream the calls; add the callSid of each to the list `begun` when it begins."""
 
     def messages():
         call_sid = str(uuid.uuid4())
@@ -170,14 +162,11 @@ def explain(error, token):
     return os.strerror(error.errno)
 
 
-def make_parser():
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options] [url]",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse_command_line():
+    """Return the arguments and what call_options() returns, or end the program."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES)
+    parser.usage = "%(prog)s [options] [url]"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     pause = "send nothing of TRACK for SECONDS, from AT seconds on"
     add = parser.add_argument
     add("url", nargs="?", default=URL, help=f"where the recorder is (default: {URL})")
@@ -193,19 +182,18 @@ def make_parser():
     add("--loss", metavar="X", type=float, default=0, help="fraction of chunks to lose")
     add("--seed", metavar="N", type=int, default=1, help="choose which chunks to lose")
     add("--pause", metavar="TRACK:AT:SECONDS", help=pause)
-    return parser
-
-
-def main():
-    """Run the command line."""
-    parser = make_parser()
     args = parser.parse_args()
     try:
-        options = call_options(args)
+        return args, call_options(args)
     except OSError as error:
         parser.error(f"cannot read {error.filename}: {error.strerror}")
     except ValueError as error:
         parser.error(str(error))
+
+
+def main():
+    """Run the command line."""
+    args, options = parse_command_line()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # of a background job, too
     begun, failure = [], None
     try:

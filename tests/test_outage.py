@@ -10,17 +10,15 @@ import time
 
 import psutil
 import pytest
-import websockets
-from checks import check_saved, needs_namespaces
-from recorder import APP, Client
-from signalwire import TRACKS, call_messages, media, start
+from checks import begin_call, check_saved, needs_namespaces
+from recorder import APP
+from signalwire import AUDIO, MEDIA, TRACKS, call_messages, start, stream_call
 
 pytestmark = [pytest.mark.slow, needs_namespaces]
-AUDIO = {track: random.Random(track).randbytes(100 * 8000) for track in TRACKS}  # 100 s
 
 
 class Network:
-    """The namespace of a recorder, and the link to it, which may lose all packets."""
+    """A namespace for the recorder, and a link to it that may lose all packets."""
 
     def __init__(self):
         self.name = f"r{os.getpid()}"
@@ -31,16 +29,10 @@ class Network:
         self.ip(f"addr add {subnet}.1/30 dev {self.name}a")
         self.ip(f"link set {self.name}a up")
         self.ip(f"-n {self.name} addr add {self.address}/30 dev eth0")
-        self.mend()
+        self.ip(f"-n {self.name} link set eth0 up")
 
     def ip(self, words):
         subprocess.run(["ip", *words.split()], check=True)
-
-    def cut(self):
-        self.ip(f"-n {self.name} link set eth0 down")
-
-    def mend(self):
-        self.ip(f"-n {self.name} link set eth0 up")
 
     def close(self):
         self.ip(f"netns del {self.name}")
@@ -58,46 +50,34 @@ def server(start_server, network):
     return start_server("--host", network.address, command=command)
 
 
-async def stream_patiently(url, call_sid):
-    """Stream a call whose sender waits as long as its TCP does."""
-    options = {"ping_interval": None, "compression": None, "proxy": None}
-    async with websockets.connect(url, **options) as websocket:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        for milliseconds, text in call_messages(call_sid, AUDIO):
-            await asyncio.sleep(began + milliseconds / 1000 - loop.time())
-            await websocket.send(text)
-        await websocket.wait_closed()
-
-
 def test_an_outage_of_a_minute_costs_nothing(server, network):
+    audio = {track: random.Random(track).randbytes(800_000) for track in TRACKS}
     names = [f"call-{number}" for number in range(5)]
 
-    async def play():
+    async def stream_calls():
         loop = asyncio.get_running_loop()
-        loop.call_later(10, network.cut)
-        loop.call_later(70, network.mend)
-        await asyncio.gather(*(stream_patiently(server.url, name) for name in names))
+        loop.call_later(10, network.ip, f"-n {network.name} link set eth0 down")
+        loop.call_later(70, network.ip, f"-n {network.name} link set eth0 up")
+        calls = [call_messages(name, audio) for name in names]
+        # The sender waits as long as its TCP does.
+        streams = [stream_call(server.url, call, ping_interval=None) for call in calls]
+        await asyncio.gather(*streams)
 
-    asyncio.run(play())
+    asyncio.run(stream_calls())
     for name in names:
-        for track, audio in AUDIO.items():
-            check_saved(server, name, audio, track)
+        for track, data in audio.items():
+            check_saved(server, name, data, track)
     assert server.lines_with("WARNING") == []
 
 
 def test_a_peer_that_vanishes_is_saved_within_three_minutes(server, network):
-    audio = random.randbytes(16_000)
     process = psutil.Process(server.process.pid)
     descriptors = process.num_fds()
-    with Client(server) as call, Client(server) as idle:
-        call.send(start("call"), media("inbound", audio, 0))
-        call.wait_received()
-        idle.wait_received()
-        network.cut()
+    with begin_call(server), begin_call(server, start("call"), *MEDIA):
+        network.ip(f"-n {network.name} link set eth0 down")
     began = time.monotonic()
     while process.num_fds() > descriptors:  # so both connections are closed
         assert time.monotonic() < began + 180
         time.sleep(1)
-    check_saved(server, "call", audio)
+    check_saved(server, "call", AUDIO)
     server.wait_for("call: the line dropped: 'sent 1011 ", "keepalive ping timeout")

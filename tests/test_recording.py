@@ -95,7 +95,7 @@ REFUSED += [(1008, x) for x in ({}, {"start": None}, {"start": []}, {"start": {}
 @pytest.mark.parametrize(("code", "fields"), REFUSED, ids=ascii)
 def test_a_stream_without_a_safe_sid_or_a_format_is_refused(server, code, fields):
     before, text = names_in(server.directory), message("start", 1, **fields).ljust(1000)
-    assert exchange(server, text, MEDIA["inbound"]) == (code, WHY[code])
+    assert exchange(server, text, MEDIA["inbound"], stop()) == (code, WHY[code])
     line = f"WARNING Refused a stream: {WHY[code]}, not {str(text.encode())[:500]}\n"
     server.wait_for(line)
     assert names_in(server.directory) == before

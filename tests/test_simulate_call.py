@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).with_name("simulate_call.py")
 WAV = {track: SCRIPT.with_name(f"{track}.wav") for track in ("inbound", "outbound")}
 AUDIO = {track: path.read_bytes()[HEADER:] for track, path in WAV.items()}
 START = WAV["inbound"].read_bytes()[: HEADER - 8]  # of a file, up to the chunk "data"
+EXTRA = b"LIST\5\0\0\0INFO.\0LIST\4\0\0\0INFO"  # chunks as sox and ffmpeg add them
 DATA = b"data\xff\xff\xff\xff"  # begins a chunk of unknown size, as ffmpeg's in a pipe
 LOOK = ".\nLook for these files; the recorder's log says where they are:\n"
 RATES = {"PCMA": 8000, "L16@16000h": 16000, "L16@24000h": 24000}  # Hz
@@ -72,7 +73,7 @@ def test_a_call_takes_its_time_and_names_its_recordings(server):
 @pytest.mark.parametrize("place", [1600, 3840], ids=["inside", "at the last chunk"])
 def test_one_track_of_another_file_pauses(server, tmp_path, place):
     path, audio = tmp_path / "short.wav", AUDIO["outbound"][:4000]
-    path.write_bytes(START + DATA + audio)
+    path.write_bytes(START + EXTRA + DATA + audio)
     pause = f"--pause=outbound:{place / 8000}:0.3"
     said = finish(begin(server.url, "--tracks=outbound", f"--outbound={path}", pause))
     assert saved(server, said)[1] == [audio[:place] + b"\xff" * 2400 + audio[place:]]
@@ -104,15 +105,14 @@ def test_the_token_lets_a_call_in(start_server):
     finish(begin(url, "--token=sesame", "--fast"))
 
 
-def test_files_of_sox_and_ffmpeg_are_read_and_others_refused(tmp_path):
-    path, extra = tmp_path / "my call.wav", b"LIST\5\0\0\0INFO.\0LIST\4\0\0\0INFO"
-    path.write_bytes(START + extra + DATA + b"audio")
-    assert read_mulaw(path) == b"audio"
-    # Other than mu-law, 1 channel, 8000 Hz; without a chunk "data"
-    for place, byte in (20, b"\1"), (22, b"\2"), (25, b"\0"), (HEADER - 8, b"D"):
-        path.write_bytes(START[:place] + byte + (START + DATA)[place + 1 :] + b"audio")
-        with pytest.raises(ValueError, match=r"ffmpeg -i '.*my call\.wav' -ar 8000 "):
-            read_mulaw(path)
+@pytest.mark.parametrize(
+    ("place", "byte"), [(20, b"\1"), (22, b"\2"), (25, b"\0"), (HEADER - 8, b"D")]
+)
+def test_other_files_are_refused(tmp_path, place, byte):
+    path = tmp_path / "my call.wav"  # not mu-law, 1 channel, 8000 Hz, or without "data"
+    path.write_bytes(START[:place] + byte + (START + DATA)[place + 1 :] + b"audio")
+    with pytest.raises(ValueError, match=r"ffmpeg -i '.*my call\.wav' -ar 8000 "):
+        read_mulaw(path)
 
 
 @pytest.mark.parametrize("reason", ENDS)
