@@ -26,7 +26,6 @@ CODECS = {  # mediaFormat (its name of A-law is not documented), and soundfile's
     "L16@16000h": (MULAW | {"encoding": "audio/x-L16", "sampleRate": 16000}, "PCM_16"),
     "L16@24000h": (MULAW | {"encoding": "audio/x-L16", "sampleRate": 24000}, "PCM_16"),
 }
-PAUSE = r"(inbound|outbound):(\d{1,5}(?:\.\d+)?):(\d{1,5}(?:\.\d+)?)"  # times in s
 EXAMPLES = """examples:
   .venv/bin/python tests/simulate_call.py wss://a1b2.ngrok-free.dev
   .venv/bin/python tests/simulate_call.py --tracks inbound --inbound hello.wav"""
@@ -67,6 +66,19 @@ def convert(mulaw, codec):
     return file.getvalue()
 
 
+def parse_pause(text, audio):
+    """Return track, place in s, and length in s of a pause. Raises ValueError."""
+    seconds = r"(\d{1,5}(?:\.\d+)?)"
+    pause = re.fullmatch(rf"({'|'.join(TRACKS)}):{seconds}:{seconds}", text, re.ASCII)
+    if not pause:
+        raise ValueError(f"--pause must be like inbound:1:2.5, not {text!r}")
+    track, at, length = pause[1], float(pause[2]), float(pause[3])
+    end = len(audio.get(track, b"")) / 8000  # s, at a byte per sample
+    if at > end - 0.02:  # where the last chunk begins
+        raise ValueError(f"--pause {text}: only {end:g} s of {track} are streamed")
+    return track, at, length
+
+
 def call_options(args):
     """Check `args`; return what call_messages() needs. Raises OSError or ValueError."""
     scheme, _, rest = args.url.partition("://")
@@ -85,18 +97,7 @@ def call_options(args):
         raise ValueError("--pause needs the pace of a real call: leave out --fast")
     tracks = TRACKS if args.tracks == "both" else [args.tracks]
     audio = {track: read_mulaw(getattr(args, track)) for track in tracks}
-    pause = None
-    if args.pause is not None:
-        parts = re.fullmatch(PAUSE, args.pause, re.ASCII)
-        if not parts:
-            raise ValueError(f"--pause must be like inbound:1:2.5, not {args.pause!r}")
-        track, at = parts[1], float(parts[2])
-        pause = track, at, float(parts[3])
-        end = len(audio.get(track, b"")) / 8000  # s, at a byte per sample
-        if at > end - 0.02:  # where the last chunk begins
-            raise ValueError(
-                f"--pause {args.pause}: only {end:g} s of {track} are streamed"
-            )
+    pause = None if args.pause is None else parse_pause(args.pause, audio)
     if args.codec != "PCMU":
         audio = {track: convert(audio[track], args.codec) for track in tracks}
     options = {"loss": args.loss, "seed": args.seed, "pause": pause}

@@ -38,9 +38,11 @@ def test_saving_takes_its_time_and_more_signals_change_nothing(start_server):
     with begin_call(server, start("call"), *MEDIA) as client:
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("Saving the calls in progress: 1")
-        for signum in signal.SIGINT, signal.SIGTERM, signal.SIGINT:
-            server.process.send_signal(signum)
         client.wait_closed()
+    while server.process.poll() is None:  # until its very end
+        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
     assert server.wait() == 0
     check_saved(server, "call", AUDIO)
     assert len(server.lines_with("Saving the calls in progress")) == 1

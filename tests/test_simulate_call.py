@@ -105,14 +105,13 @@ def test_the_token_lets_a_call_in(start_server):
     finish(begin(url, "--token=sesame", "--fast"))
 
 
-@pytest.mark.parametrize(
-    ("place", "byte"), [(20, b"\1"), (22, b"\2"), (25, b"\0"), (HEADER - 8, b"D")]
-)
-def test_other_files_are_refused(tmp_path, place, byte):
-    path = tmp_path / "my call.wav"  # not mu-law, 1 channel, 8000 Hz, or without "data"
-    path.write_bytes(START[:place] + byte + (START + DATA)[place + 1 :] + b"audio")
-    with pytest.raises(ValueError, match=r"ffmpeg -i '.*my call\.wav' -ar 8000 "):
-        read_mulaw(path)
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "my call.wav"
+    # Other than mu-law, 1 channel, 8000 Hz; without a chunk "data"
+    for place, byte in (20, b"\1"), (22, b"\2"), (25, b"\0"), (HEADER - 8, b"D"):
+        path.write_bytes(START[:place] + byte + (START + DATA)[place + 1 :] + b"audio")
+        with pytest.raises(ValueError, match=r"ffmpeg -i '.*my call\.wav' -ar 8000 "):
+            read_mulaw(path)
 
 
 @pytest.mark.parametrize("reason", ENDS)

@@ -27,7 +27,7 @@ def test_a_close_without_stop(server, call_sid, code):
 
 
 def test_a_peer_that_does_not_answer_pings(start_server):
-    """All is 40 times faster: a ping after 0.5 s, 3 s to answer, and 2 s to close."""
+    """It pings 40 times faster: after 0.5 s, 3.25 s to answer. Closing takes 2 s."""
     interval = "ping_interval=given.get('ping_interval', 20) / 40"
     timeout = "ping_timeout=given['ping_timeout'] / 40"
     server = start_server(command=app_with(f"{interval}, {timeout}"))
@@ -35,7 +35,7 @@ def test_a_peer_that_does_not_answer_pings(start_server):
     with Client(server) as client:
         client.send(start("call"), *MEDIA)
         check_saved(server, "call", AUDIO)
-    assert 5 < time.monotonic() - began < 9
+    assert 5.5 < time.monotonic() - began < 9
     server.wait_for("call: the line dropped: 'sent 1011", "keepalive ping timeout")
 
 
@@ -97,6 +97,7 @@ def test_a_line_that_drops_in_a_pause(server, call_sid, drop, words):
     server.wait_for(f"WARNING {call_sid}: the line dropped: '{words}")
 
 
+@pytest.mark.parametrize("small", [0, 300], ids=["large messages", "small ones first"])
 def test_a_sender_is_slowed_down_when_the_recorder_cannot_keep_up(start_server, small):
     """While a call is being saved, it is not read beyond the queue."""
     lines = ["import os, time", "os.fsync = lambda fd: time.sleep(3)"]
@@ -147,9 +148,9 @@ def test_a_peer_that_sends_pings_and_never_reads_is_dropped(start_server, payloa
 def test_pings_of_peers_that_are_gone_do_not_fill_the_log(start_server):
     server = start_server()
     for number in range(10):
-        with Client(server) as peer:  # With pongs unread, its end is a RST.
-            peer.send(start(f"call-{number}"), MEDIA[0])
-            send_pings(peer, b"", 240_000)
+        with begin_call(server, start(f"call-{number}"), MEDIA[0]) as peer:
+            send_pings(peer, b"", 240_000)  # The pongs are answered with a RST.
+        check_saved(server, f"call-{number}", CHUNKS[0])
     play_call(server, "last", {"inbound": AUDIO})
     check_saved(server, "last", AUDIO)
     assert len(server.lines) < 100
