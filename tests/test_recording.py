@@ -134,3 +134,11 @@ def test_the_log_has_the_beginning_of_what_start_says(server, call_sid, field, v
     check_tracks(server, call_sid, INBOUND)
     said = {"tracks": ["inbound"], "customParameters": None} | {field: value}
     server.wait_for(f"INFO {call_sid}: started, mu-law, 8000 Hz, {str(said)[:500]}\n")
+
+
+def test_a_start_that_is_nested_too_deep_for_the_log_costs_at_most_its_line(server):
+    for depth in range(970, 990):  # Python 3.11 parses some that it cannot print.
+        nested = '{"event":"start","start":{"callSid":"deep","tracks":'
+        nested += "[" * depth + "]" * depth + "}}"
+        assert exchange(server, nested, stop())[0] == 1000
+    assert server.lines_with("Traceback") == []
