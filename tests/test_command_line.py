@@ -67,7 +67,7 @@ def simulate_on_defaults(folder, *wrapper):
     assert len(list(folder.glob("*.wav"))) == 2
 
 
-def test_the_defaults(tmp_path):
+def test_app_and_simulated_call_work_without_options(tmp_path):
     simulate_on_defaults(tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_a_token_that_no_header_can_hold_is_refused(token):
 # What it saves, and where
 
 
-def test_directory(start_server, tmp_path):
+def test_recordings_are_saved_in_the_directory(start_server, tmp_path):
     folder = tmp_path / "recordings"
     folder.mkdir()
     server = start_server("--directory", str(folder))
@@ -143,7 +143,7 @@ def test_directory(start_server, tmp_path):
 
 
 @pytest.mark.parametrize("track", TRACKS)
-def test_tracks(start_server, tmp_path, track):
+def test_only_the_chosen_track_is_saved(start_server, tmp_path, track):
     server = start_server("--tracks", track)
     play_call(server, "call", AUDIO)
     check_saved(server, "call", AUDIO[track], track)
@@ -167,7 +167,7 @@ LACKING = {
 
 
 @pytest.mark.parametrize("line", LACKING.values(), ids=LACKING)
-def test_a_machine_that_lacks_something(start_server, line):
+def test_it_runs_without_descriptor_limit_or_temporary_folder(start_server, line):
     server = start_server(command=python_app(line))
     play_call(server, "call", AUDIO)
     check_saved(server, "call", AUDIO["inbound"])

@@ -53,7 +53,7 @@ def test_300_calls_where_256_descriptors_are_the_default(start_server):
     assert server.lines_with("WARNING") == server.lines_with("ERROR") == []
 
 
-def test_more_idle_connections_than_descriptors(start_server):
+def test_idle_connections_leave_descriptors_for_the_calls(start_server):
     server = start_server(command=shell_app("ulimit -n 64"))
     calls = begin_calls(server, 5)
     with contextlib.ExitStack() as idle:
@@ -75,7 +75,7 @@ def test_more_idle_connections_than_descriptors(start_server):
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
-def test_the_end_of_the_server_with_no_descriptor_left(start_server):
+def test_calls_are_saved_at_the_end_with_no_descriptor_left(start_server):
     server = start_server()
     clients = begin_calls(server, 5)
     used = max(map(int, os.listdir(f"/proc/{server.process.pid}/fd"))) + 1

@@ -142,7 +142,7 @@ junk = (values | objects).map(json.dumps) | st.binary(max_size=100) | text
 
 
 @given(messages=st.lists(junk, min_size=1, max_size=len(CHUNKS)))
-def test_anything_between_good_messages(shared_server, messages):
+def test_random_nonsense_costs_only_itself(shared_server, messages):
     call_sid, mixed = str(uuid.uuid4()), []
     for bad, good in zip(messages, MEDIA, strict=False):
         mixed += [bad, good]

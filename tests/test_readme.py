@@ -20,7 +20,7 @@ def first_column(title):
 
 
 @pytest.mark.parametrize("phrase", first_column("Troubleshooting"))
-def test_each_phrase_of_the_log_is_asserted_in_a_test(phrase):
+def test_each_phrase_that_the_readme_has_from_the_log_is_asserted(phrase):
     for words in re.split(r"Outbound-….wav|\d[\d.]*", phrase):
         assert words in TESTS
 

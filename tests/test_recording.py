@@ -64,7 +64,9 @@ NAMES = [(name, *row) for *row, names in FORMATS for name in names.split()]
 
 
 @pytest.mark.parametrize(("encoding", "words", "rate", "silence"), NAMES)
-def test_formats(server, call_sid, encoding, words, rate, silence):
+def test_each_name_of_an_encoding_is_recorded(
+    server, call_sid, encoding, words, rate, silence
+):
     media_format = {"encoding": encoding, "sampleRate": rate}
     # A pause of less than 2 s need not be waited for.
     play_call(server, call_sid, INBOUND, media_format, pause=("inbound", 0.1, 1))

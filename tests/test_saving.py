@@ -58,7 +58,9 @@ def test_two_processes_on_one_folder_never_take_the_same_name(start_server, tmp_
     assert sorted(found) == sorted(audios)
 
 
-def test_a_name_that_another_process_finishes_before_our_claim(start_server, tmp_path):
+def test_a_name_that_another_process_finishes_first_is_not_taken(
+    start_server, tmp_path
+):
     lines = [  # As if the file came between the first look at its name and the claim.
         "import os",
         "lexists, first = os.path.lexists, [False]",
@@ -72,7 +74,9 @@ def test_a_name_that_another_process_finishes_before_our_claim(start_server, tmp
     assert names_in(tmp_path) == {"Inbound-call.wav", "Inbound-call-2.wav"}
 
 
-def test_what_is_not_yet_on_the_disk_is_a_part_that_stays(start_server, tmp_path):
+def test_until_it_is_on_the_disk_it_is_a_part_file_which_a_kill_leaves_behind(
+    start_server, tmp_path
+):
     lines = [
         "import os, sys, time",
         "def sync(fd):",
@@ -117,7 +121,9 @@ def test_a_hiccup_leaves_the_recording_at_home_and_each_reason_in_the_log(settin
 
 
 @pytest.mark.parametrize("stopped", [True, False], ids=["after stop", "at the end"])
-def test_the_temporary_folder_when_there_is_no_other(setting, stopped):
+def test_the_temporary_folder_serves_when_the_other_is_gone_for_its_owner_only(
+    setting, stopped
+):
     server, directory, temporary = setting
     with begin_call(server, start("call"), *MEDIA) as client:
         directory.rmdir()
@@ -176,7 +182,7 @@ def test_any_error_is_a_reason_to_try_again(start_server, tmp_path):
 
 
 @needs_namespaces
-def test_a_disk_that_is_full_for_a_while(setting):
+def test_a_full_disk_only_delays_saving(setting):
     server, directory, temporary = setting
     with contextlib.ExitStack() as stack:
         for folder in directory, temporary:

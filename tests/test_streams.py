@@ -14,7 +14,7 @@ from websockets.frames import Frame, Opcode
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1005, 1011, 3000])
-def test_a_close_without_stop(server, call_sid, code):
+def test_a_close_without_stop_saves_the_call(server, call_sid, code):
     with Client(server) as client:
         client.send(start(call_sid), *MEDIA)
         client.protocol.send_close(*[] if code == 1005 else [code, "a line\nbreak"])
@@ -26,7 +26,7 @@ def test_a_close_without_stop(server, call_sid, code):
         assert f"'received {code} " in line and r"a line\nbreak; then sent" in line
 
 
-def test_a_peer_that_does_not_answer_pings(start_server):
+def test_a_peer_that_does_not_answer_pings_is_saved_in_time(start_server):
     """It pings 40 times faster: after 0.5 s, 3.25 s to answer. Closing takes 2 s."""
     interval = "ping_interval=given.get('ping_interval', 20) / 40"
     timeout = "ping_timeout=given['ping_timeout'] / 40"
@@ -72,7 +72,7 @@ def begin_paused_call(server, call_sid):
     return client
 
 
-def test_a_backlog_in_a_pause(server, call_sid):
+def test_a_backlog_that_comes_in_a_pause_is_recorded(server, call_sid):
     with begin_paused_call(server, call_sid) as client:
         client.send(*MEDIA[5:], *MEDIA * 29, stop())
         client.wait_closed()
@@ -87,7 +87,7 @@ DROPS = {  # and what the log says of it
 
 
 @pytest.mark.parametrize(("drop", "words"), DROPS.values(), ids=DROPS)
-def test_a_line_that_drops_in_a_pause(server, call_sid, drop, words):
+def test_a_line_that_drops_in_a_pause_loses_nothing(server, call_sid, drop, words):
     with begin_paused_call(server, call_sid) as client:
         client.send(*MEDIA[5:])
         drop(client.socket)
