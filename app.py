@@ -43,7 +43,7 @@ recording = set()  # the connections whose call has begun and is not saved yet
 
 
 class Refused(Exception):
-    """A stream cannot be recorded. Holds the close code and the reason."""
+    """A stream cannot be recorded. Holds close code, reason, and what `start` has."""
 
 
 class Track:
@@ -93,7 +93,7 @@ class Track:
                 part.touch(mode, exist_ok=False)
             except FileExistsError:
                 continue
-            if os.path.lexists(path):  # Another process finished it meanwhile.
+            if os.path.lexists(path):  # It was finished after the first look.
                 part.unlink()
                 continue
             try:
@@ -136,13 +136,13 @@ class Track:
 
 def new_tracks(start, wanted):
     """Return the callSid in `start`, and new tracks by name; or raise Refused."""
-    # The stream of a conference may have no callSid: that is not documented.
+    # Whether the stream of a conference has a callSid is not documented.
     sid = start.get("callSid") or start.get("streamSid")
     if not isinstance(sid, str) or not SAFE_SID.fullmatch(sid):
         reason = "callSid must be 1 to 64 letters, digits, - or _"
-        raise Refused(websockets.CloseCode.POLICY_VIOLATION, reason)
+        raise Refused(websockets.CloseCode.POLICY_VIOLATION, reason, sid)
     encoding = None
-    match start.get("mediaFormat"):
+    match media_format := start.get("mediaFormat"):
         case None:
             encoding, rate = ENCODINGS["mulaw"], 8000
         case {"encoding": str(name), "sampleRate": int(rate), **others}:
@@ -151,7 +151,7 @@ def new_tracks(start, wanted):
                 encoding = ENCODINGS.get(name)
     if encoding is None:
         reason = f"mediaFormat must be {', '.join(ENCODINGS)}, 8 to 48 kHz, 1 channel"
-        raise Refused(websockets.CloseCode.UNSUPPORTED_DATA, reason)
+        raise Refused(websockets.CloseCode.UNSUPPORTED_DATA, reason, media_format)
     # %.500r puts what a stranger sent on one line, and cuts it off.
     said = {key: start.get(key) for key in ("tracks", "customParameters")}
     log.info("%s: started, %s, %d Hz, %.500r", sid, encoding[0], rate, said)
@@ -161,7 +161,7 @@ def new_tracks(start, wanted):
 def parse(message, tracks):
     """Return the event in `message` and what it carries. `tracks`: empty before start.
 
-    `start` carries a dict, `media` one of `tracks`, the payload, and a timestamp in ms,
+    `start` carries a dict; `media` carries a track, the payload, and a timestamp in ms,
     0 if unknown. Raises KeyError, TypeError, ValueError, RecursionError for nonsense.
     """
     data = json.loads(message.decode())
@@ -174,7 +174,7 @@ def parse(message, tracks):
         payload = base64.b64decode(media["payload"], validate=True)
         if len(payload) % track.sample_width:
             raise ValueError("payload ends within a sample")
-        digits = str(media.get("timestamp"))
+        digits = str(media.get("timestamp"))[:20]  # int() takes 4300 at most.
         return event, (track, payload, int(digits) if digits.isdecimal() else 0)
     if event == "start":
         if tracks:
@@ -209,8 +209,8 @@ async def record(websocket, args):
         if tracks and not isinstance(closed, websockets.ConnectionClosedOK):
             log.warning("%s: the line dropped: %.500r", call_sid, str(closed))
     except Refused as refused:
-        close_code, reason = refused.args
-        log.warning("Refused a stream: %s, not %.500r", reason, message)
+        close_code, reason, value = refused.args
+        log.warning("Refused a stream: %s, not %.500r", reason, value)
         await websocket.close(close_code, reason)
     finally:
         if skipped > 1:
@@ -227,8 +227,8 @@ class Connection(websockets.ServerConnection):
     queue is full: our resuming would overfill it.
     """
 
-    # In a pause, two tracks send 10 chunks each: 7 KB, or 29 KB of L16 at 24 kHz. That
-    # is no large read, and far less than fills the queue (max_queue).
+    # In a pause, two tracks send 20 messages: 7 KB, or 29 KB of L16 at 24 kHz. That is
+    # no large read, and far less than fills the queue (max_queue).
     PAUSE = 0.2  # s
     LARGE = 2**15  # bytes in one read
     descriptor_limit = sys.maxsize  # unless main() finds one
@@ -236,8 +236,8 @@ class Connection(websockets.ServerConnection):
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        # A new descriptor gets the lowest free number. The other half is for files, and
-        # for the connections (`backlog`) that asyncio accepts before it calls this.
+        # A descriptor gets the lowest free number, which shows how many are in use. Half
+        # are for files, and for the `backlog` that asyncio accepts before calling this.
         if transport.get_extra_info("socket").fileno() >= self.descriptor_limit // 2:
             transport.abort()
             if self.loop.time() > Connection.last_warning + 60:
@@ -260,8 +260,8 @@ class Connection(websockets.ServerConnection):
 async def answer(connection, request, token):
     """Return None to let a stream in, or the HTTP response to any other request."""
     if connection.protocol.eof_sent:
-        # Garbage followed the request, so the library hung up. On a closed connection,
-        # None lets nobody in; on one that is still open, it would log an error.
+        # Garbage followed the request, so the library hung up. Wait for the end: before
+        # it, any response would log an error; after it, None lets nobody in.
         connection.transport.abort()
         await connection.wait_closed()
         return None
@@ -292,8 +292,8 @@ async def serve(args):
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     loop.set_default_executor(ThreadPoolExecutor(8))
-    # For save(). If a thread cannot be started, submit() raises, but keeps the work: a
-    # retry then saves twice. So all start now: the barrier keeps each of them busy.
+    # All threads start now, as the barrier keeps each one busy. A later submit() that
+    # cannot start one would raise, but keep the work: save() would try again, twice.
     barrier = threading.Barrier(8)
     await asyncio.gather(*(asyncio.to_thread(barrier.wait, 10) for _ in range(8)))
     for signum in args.signals:
@@ -301,13 +301,13 @@ async def serve(args):
     try:
         server = await websockets.serve(
             lambda websocket: record(websocket, args),
-            list(existing_addresses(args.host)) or args.host,  # for its error
+            list(existing_addresses(args.host)) or args.host,  # serve() raises
             args.port,
             process_request=lambda *pair: answer(*pair, args.token),
             create_connection=Connection,
             compression=None,  # which costs CPU time and saves little
             open_timeout=5,  # s
-            ping_timeout=130,  # s. TCP doubles its waits: 60 s out may last 120 s.
+            ping_timeout=130,  # s. TCP may notice only at 120 s that 60 s are over.
             close_timeout=2,  # s
             max_queue=2**8,  # messages
             write_limit=2**12,  # bytes
@@ -323,7 +323,7 @@ async def serve(args):
         if not args.token:
             log.info("No AUTH_BEARER_TOKEN: whoever finds the address can send audio")
         while not stop.is_set():
-            await asyncio.sleep(0.1)  # A signal may not wake up an idle stop.wait().
+            await asyncio.sleep(0.1)  # A signal need not wake up an idle loop.
         for signum in args.signals:
             signal.signal(signum, signal.SIG_IGN)  # A second Ctrl-C does nothing.
         log.info("Saving the calls in progress: %d", len(recording))
@@ -370,7 +370,7 @@ def main():
     listener.start()
     logging.raiseExceptions = False  # What cannot be formatted costs only its own line.
     log.setLevel(logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # no line per lost pong
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # no send() warnings
     asyncio.run(serve(args))
     log.info("Stopped")
     listener.stop()

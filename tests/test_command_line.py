@@ -68,6 +68,10 @@ def simulate_on_defaults(folder, *wrapper):
 
 
 def test_app_and_simulated_call_work_without_options(tmp_path):
+    try:
+        socket.create_server(("localhost", 5000)).close()
+    except OSError as error:
+        pytest.skip(f"port 5000: {error}")
     simulate_on_defaults(tmp_path)
 
 

@@ -29,3 +29,4 @@ def test_each_option_is_in_the_table():
     text = subprocess.check_output([sys.executable, APP, "--help"], text=True)
     options = re.findall(r"^  (--\w+)", text, re.MULTILINE)
     assert first_column("Options")[: len(options)] == options
+    assert len(first_column("Troubleshooting")) > 5
