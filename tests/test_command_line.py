@@ -140,7 +140,8 @@ def test_recordings_are_saved_in_the_directory(start_server, tmp_path):
     folder = tmp_path / "recordings"
     folder.mkdir()
     server = start_server("--directory", str(folder))
-    server.wait_for(f"and saving to {folder}\n")
+    line = server.wait_for(f"and saving to {folder}\n")
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO Listening on ", line)
     play_call(server, "call", AUDIO)
     check_saved(server, "call", AUDIO["inbound"], folder=folder)
     assert names_in(tmp_path) == {"recordings"}
