@@ -293,7 +293,7 @@ async def serve(args):
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     loop.set_default_executor(ThreadPoolExecutor(8))
     # All threads start now, as the barrier keeps each one busy. A later submit() that
-    # cannot start one would raise, but keep the work: save() would try again, twice.
+    # cannot start one would raise, but keep the work, and save()'s retry does it twice.
     barrier = threading.Barrier(8)
     await asyncio.gather(*(asyncio.to_thread(barrier.wait, 10) for _ in range(8)))
     for signum in args.signals:

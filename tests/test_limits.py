@@ -9,7 +9,7 @@ import subprocess
 
 import psutil
 import pytest
-from checks import check_saved, needs, shell_app
+from checks import begin_call, check_saved, needs, shell_app
 from recorder import Client
 from signalwire import TRACKS, call_messages, stop
 
@@ -18,18 +18,16 @@ AUDIO = {track: random.Random(track).randbytes(3200) for track in TRACKS}
 CAPS = "--inh-caps=+dac_override --ambient-caps=+dac_override"
 SOMEBODY = f"setpriv --reuid=54321 --clear-groups {CAPS}"
 
-
 _, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(HARD, 2048), HARD))  # for both ends
 
 
 def begin_calls(server, count):
     """Return the clients of the calls 0, 1 and so on, whose `stop` is still to come."""
-    clients = [Client(server) for _ in range(count)]
-    for number, client in enumerate(clients):
+    clients = []
+    for number in range(count):
         *messages, _ = (text for _, text in call_messages(str(number), AUDIO))
-        client.send(*messages)
-        client.wait_received()
+        clients.append(begin_call(server, *messages))
     return clients
 
 
